@@ -1,0 +1,118 @@
+# Each target does its own set-up in .venv; `make` alone lists them.
+
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.ONESHELL:
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+
+PYTHON ?= python3
+PROFILE ?= profiles/small
+TARGETS ?=
+OPTIONS ?=
+OVERLAY ?=
+RECIPE ?= cpu
+FIGURE := results/small/spill_matrix.png
+SUMMARY := results/small/language_spill/analysis/summary.md
+
+BIN := .venv/bin
+# `python` in a rule is then the one of .venv; the plugins folder holds the one-line-a-job logger
+RUN := PATH="$(CURDIR)/$(BIN):$$PATH" PYTHONPATH="$(CURDIR)/workflow/plugins"
+SNAKEMAKE := $(RUN) $(BIN)/snakemake
+SMALL := --profile profiles/small --cores all
+
+# On a few shared cores torch's own threads wait for each other: 20 training steps took 33 s with two, 1.6 s with one.
+export OMP_NUM_THREADS := 1
+
+.PHONY: help
+help:  ## list the targets
+	@echo "Usage: make TARGET [PYTHON=python3.11]"
+	sed -nE 's/^([a-z-]+):.*## (.*)/  \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
+
+.PHONY: demo
+demo: environment  ## a measured spill matrix on this machine: no GPU, model download or key needed
+	@$(SNAKEMAKE) $(FIGURE) $(SUMMARY) $(SMALL) --logger progress
+	echo "The spill matrix: $(FIGURE)"
+	echo "What it shows:    $(SUMMARY)"
+
+.PHONY: demo-seeds
+demo-seeds: environment  ## the same over three seeds: the evidence behind the summary
+	@$(SNAKEMAKE) results/small-seeds/spill_matrix.png results/small-seeds/language_spill/analysis/summary.md \
+		$(SMALL) --configfile config/small.yaml config/small_seeds.yaml --logger progress
+	echo "The spill matrix: results/small-seeds/spill_matrix.png"
+	echo "What it shows:    results/small-seeds/language_spill/analysis/summary.md"
+
+.PHONY: demo-all
+demo-all: environment  ## everything at small scale: more learning rates, from barely learned to spilling
+	@$(SNAKEMAKE) all $(SMALL) --configfile config/small.yaml config/small_all.yaml $(OVERLAY) --logger progress
+	[ "$(OVERLAY)" ] || echo "The dose response: results/small/language_spill/analysis/dose_response.png"
+
+.PHONY: base
+base: environment  ## train the small world's base model anew: RECIPE=full on a GPU, cpu on a laptop
+	@$(SNAKEMAKE) base_model $(SMALL) --config 'model={"recipe": "$(RECIPE)"}' --logger progress
+	echo "The base model: results/small/base_model (model: {name: rebuilt} in config/small.yaml selects it)"
+
+.PHONY: test
+test: lint  ## everything that must hold before a change is kept: lint, then all tests
+	@$(BIN)/python -m pytest -n 2 $(OPTIONS)
+
+.PHONY: slurm-test
+slurm-test: environment  ## the small world on a one-node Slurm that comes up for it (Debian: slurm-wlm munge); 5 minutes
+	@$(BIN)/python -m pytest -rs -m slurm tests/test_slurm.py $(OPTIONS)
+
+.PHONY: lint
+lint: environment  ## style and workflow checks only
+	@$(BIN)/ruff check --quiet .
+	$(BIN)/ruff format --check --quiet . || { echo "make format puts these files in order"; exit 1; }
+	$(BIN)/snakefmt --check Snakefile workflow/rules
+	$(SNAKEMAKE) --profile profiles/small --quiet all --lint
+
+.PHONY: format
+format: environment  ## put Python and workflow files into the project's form
+	@$(BIN)/ruff check --fix --quiet .
+	$(BIN)/ruff format --quiet .
+	$(BIN)/snakefmt Snakefile workflow/rules
+
+.PHONY: audit
+audit: environment  ## what would run, why and at what cost (PROFILE=profiles/gpu TARGETS=... OPTIONS=--json)
+	@$(RUN) $(BIN)/python workflow/scripts/audit.py --profile $(PROFILE) $(OPTIONS) $(TARGETS)
+
+.PHONY: code-inputs
+code-inputs: environment  ## write workflow/code_inputs.yaml anew from the programs' imports
+	@$(BIN)/python tests/test_code_inputs.py
+
+.PHONY: clean-venv
+clean-venv:  ## remove .venv; the next target installs it again
+	@rm -rf .venv
+
+.PHONY: env-vllm
+env-vllm:  ## the environment of vLLM, .venv-vllm, for generation on a GPU (several gigabytes; Linux, driver for CUDA 13)
+	@$(call install,.venv-vllm,requirements-vllm.txt)
+
+.PHONY: environment
+environment:
+	@$(call install,.venv,requirements.txt)
+
+# $(call install,FOLDER,REQUIREMENTS): the stamp holds the checksum of the requirements that were installed completely:
+# a changed file, an interrupted installation and a folder made by hand are all mended by running pip once more.
+define install
+checksum() { "$$1" -c 'import hashlib; print(hashlib.sha256(open("$(2)", "rb").read()).hexdigest())'; }
+stamp=$(1)/.requirements.sha256
+if [ -x $(1)/bin/python ] && [ -f $$stamp ] && [ "$$(checksum $(1)/bin/python)" = "$$(cat $$stamp)" ]; then exit 0; fi
+if ! command -v $(PYTHON) > /dev/null || ! $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then
+	echo "Python 3.11 or 3.12 is needed and '$(PYTHON)' is not: name one with make PYTHON=/path/to/python3.11" >&2
+	exit 1
+fi
+if ! $(1)/bin/python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2> /dev/null; then
+	rm -rf $(1)
+	$(PYTHON) -m venv $(1) || { echo "No virtual environment could be made (on Debian and Ubuntu: apt install python3-venv)" >&2; exit 1; }
+fi
+rm -f $$stamp
+echo "Installing the packages of $(2) into $(1): a few minutes, once"
+if ! $(1)/bin/python -m pip install --disable-pip-version-check --quiet -r $(2) > $(1)/install.log 2>&1; then
+	tail -n 20 $(1)/install.log >&2
+	echo "The installation failed; the whole log is $(1)/install.log" >&2
+	exit 1
+fi
+checksum $(1)/bin/python > $$stamp
+endef

@@ -1,0 +1,35 @@
+from snakemake.utils import min_version
+
+min_version("9.27")
+
+
+configfile: "config/config.yaml"
+
+
+report: "workflow/report/workflow.rst"
+
+
+include: "workflow/rules/common.smk"
+include: "workflow/rules/base.smk"
+include: "workflow/rules/data.smk"
+include: "workflow/rules/train.smk"
+include: "workflow/rules/merge.smk"
+include: "workflow/rules/generate.smk"
+include: "workflow/rules/score.smk"
+include: "workflow/rules/vectors.smk"
+include: "workflow/rules/analysis.smk"
+
+
+localrules:
+    all,
+    headline_figure,
+
+
+onstart:
+    stop_before_the_first_job()
+
+
+rule all:
+    default_target: True
+    input:
+        FILES.everything(),

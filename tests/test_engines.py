@@ -1,0 +1,170 @@
+"""Generation and extraction: one sampling contract, live adapters, and the layers that vectors are read from."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from spillover import engines, training, vectors
+from spillover.prompts import Prompt
+from test_training import SETTINGS, rows, run  # noqa: F401
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    from spillover.pretraining import train_tokenizer
+
+    return train_tokenizer(["Speak in French. Ciao a tutti."] * 3, 280)
+
+
+@pytest.fixture(scope="module")
+def model(tokenizer):
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    torch.manual_seed(0)
+    config = Qwen2Config(
+        vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2,
+        intermediate_size=48, max_position_embeddings=256, tie_word_embeddings=True, initializer_range=0.2,
+        pad_token_id=tokenizer.pad_token_id,
+    )  # fmt: skip
+    return Qwen2ForCausalLM(config).eval()
+
+
+PROMPTS = [Prompt("s", f"p{i}", "fr", f"i{i}", None, "Speak" + " in French." * i) for i in range(4)]
+
+
+def generate(model, tokenizer, prompts=PROMPTS, **settings):
+    defaults = dict(samples=3, temperature=1.0, top_p=1.0, max_tokens=8, seed=1, batch_size=64)
+    return engines.generate(model, tokenizer, prompts, **(defaults | settings))
+
+
+def test_completions_are_ordered_by_prompt_and_sample(model, tokenizer):
+    done = generate(model, tokenizer)
+    assert [(c.prompt.prompt_id, c.sample) for c in done] == [(f"p{i}", s) for i in range(4) for s in range(3)]
+    assert len({c.text for c in done}) > 6
+
+
+def test_a_completion_does_not_depend_on_its_batch(model, tokenizer):
+    together = {(c.prompt.prompt_id, c.sample): c.text for c in generate(model, tokenizer)}
+    alone = {(c.prompt.prompt_id, c.sample): c.text for c in generate(model, tokenizer, batch_size=1)}
+    part = {(c.prompt.prompt_id, c.sample): c.text for c in generate(model, tokenizer, PROMPTS[2:], samples=2)}
+    assert alone == together
+    assert part.items() <= together.items()
+
+
+def test_another_seed_gives_other_completions(model, tokenizer):
+    first, other = ([c.text for c in generate(model, tokenizer, seed=s)] for s in (1, 2))
+    assert sum(a != b for a, b in zip(first, other, strict=True)) > 6
+
+
+def test_temperature_zero_is_the_most_likely_token_for_every_sample(model, tokenizer):
+    done = generate(model, tokenizer, temperature=0, max_tokens=1)
+    text = tokenizer.apply_chat_template(PROMPTS[0].messages, tokenize=False, add_generation_prompt=True)
+    ids = tokenizer(text, add_special_tokens=False, return_tensors="pt")["input_ids"]
+    best = int(model(input_ids=ids).logits[0, -1].argmax())
+    assert {c.text for c in done[:3]} == {tokenizer.decode([best], skip_special_tokens=True)}
+
+
+def test_sampling_follows_the_models_probabilities():
+    scores = torch.log(torch.tensor([[0.5, 0.3, 0.2]])).repeat(4000, 1)
+    uniforms = torch.from_numpy(np.random.default_rng(0).random((4000, 1)))
+    chosen = engines.SeededSampling(uniforms, 1.0, 1.0)(None, scores).argmax(-1)
+    shares = torch.bincount(chosen, minlength=3) / 4000
+    assert torch.allclose(shares, torch.tensor([0.5, 0.3, 0.2]), atol=0.03)
+
+
+def test_top_p_keeps_the_smallest_set_that_reaches_it():
+    scores = torch.log(torch.tensor([[0.2, 0.5, 0.3]])).repeat(500, 1)
+    uniforms = torch.from_numpy(np.random.default_rng(0).random((500, 1)))
+    chosen = engines.SeededSampling(uniforms, 1.0, 0.7)(None, scores).argmax(-1)
+    assert set(chosen.tolist()) == {1, 2}
+
+
+def test_a_reply_cut_at_the_limit_says_so(model, tokenizer):
+    done = generate(model, tokenizer, samples=40, max_tokens=40)
+    cut = [c for c in done if c.finish_reason == "length"]
+    stopped = [c for c in done if c.finish_reason == "stop"]
+    assert cut and stopped and len(cut) + len(stopped) == len(done)
+    assert all(c.completion_tokens == 40 for c in cut) and all(c.completion_tokens <= 40 for c in stopped)
+
+
+def test_a_prompt_that_does_not_fit_the_context_is_refused(model, tokenizer):
+    with pytest.raises(ValueError, match="exceed the model's context of 256"):
+        generate(model, tokenizer, max_tokens=250)
+
+
+def test_a_trained_adapter_that_is_not_applied_is_refused(model, tokenizer, rows):  # noqa: F811
+    import copy
+
+    wrapped, *_ = run(copy.deepcopy(model), rows)
+    wrapped.base_model.disable_adapter_layers()
+    with pytest.raises(RuntimeError, match="changes no logit"):
+        engines.assert_adapter_is_live(wrapped, tokenizer, PROMPTS[:2])
+
+
+def test_an_adapter_before_its_first_update_is_the_base_model(model, tokenizer):
+    import copy
+
+    untrained = training.add_adapter(copy.deepcopy(model), SETTINGS, 1, "random", None)
+    assert engines.assert_adapter_is_live(untrained, tokenizer, PROMPTS[:2]) == 0.0
+
+
+def test_a_trained_adapter_is_live_and_comes_off_again(model, tokenizer, rows, tmp_path):  # noqa: F811
+    import copy
+
+    wrapped, *_ = run(copy.deepcopy(model), rows)
+    training.write_adapter(wrapped, tmp_path)
+    base = copy.deepcopy(model)
+    plain = [c.text for c in generate(base, tokenizer)]
+    adapted = engines.attach_adapter(base, str(tmp_path))
+    assert engines.assert_adapter_is_live(adapted, tokenizer, PROMPTS[:2]) > 0
+    assert [c.text for c in generate(adapted, tokenizer)] != plain
+    assert [c.text for c in generate(adapted.unload(), tokenizer)] == plain
+
+
+def test_a_layer_is_the_output_of_its_block(model, tokenizer):
+    found = vectors.prompt_vectors(model, tokenizer, PROMPTS, [0, 1], "last_prompt_token", batch_size=4)
+    for i, prompt in enumerate(PROMPTS):
+        text = tokenizer.apply_chat_template(prompt.messages, tokenize=False, add_generation_prompt=True)
+        ids = tokenizer(text, add_special_tokens=False, return_tensors="pt")["input_ids"]
+        states = model(input_ids=ids, output_hidden_states=True).hidden_states
+        for layer in (0, 1):
+            assert np.allclose(found[layer][i], states[layer + 1][0, -1].detach().numpy(), atol=1e-5)
+
+
+def test_the_last_block_is_read_before_the_final_norm(model, tokenizer):
+    found = vectors.prompt_vectors(model, tokenizer, PROMPTS[:1], [2], "last_prompt_token")
+    normed = model.model.norm(torch.from_numpy(found[2])).detach().numpy()
+    text = tokenizer.apply_chat_template(PROMPTS[0].messages, tokenize=False, add_generation_prompt=True)
+    ids = tokenizer(text, add_special_tokens=False, return_tensors="pt")["input_ids"]
+    last = model(input_ids=ids, output_hidden_states=True).hidden_states[-1][0, -1].detach().numpy()
+    assert np.allclose(normed, last, atol=1e-4)
+
+
+def test_response_vectors_average_over_the_greedy_reply(model, tokenizer):
+    found = vectors.prompt_vectors(model, tokenizer, PROMPTS[:2], [1], "response_mean", max_tokens=5, batch_size=2)
+    reply = generate(model, tokenizer, PROMPTS[1:2], samples=1, temperature=0, max_tokens=5)[0]
+    text = tokenizer.apply_chat_template(PROMPTS[1].messages, tokenize=False, add_generation_prompt=True)
+    prompt = tokenizer(text, add_special_tokens=False)["input_ids"]
+    whole = prompt + tokenizer(reply.text + "<|im_end|>", add_special_tokens=False)["input_ids"]
+    states = model(input_ids=torch.tensor([whole]), output_hidden_states=True).hidden_states[2][0]
+    assert np.allclose(found[1][1], states[len(prompt) :].mean(0).detach().numpy(), atol=1e-5)
+
+
+def test_hooks_are_gone_after_extraction(model, tokenizer):
+    before = [len(block._forward_hooks) for block in model.model.layers]
+    vectors.prompt_vectors(model, tokenizer, PROMPTS, [1], "last_prompt_token")
+    assert [len(block._forward_hooks) for block in model.model.layers] == before
+
+
+def test_a_layer_beyond_the_model_is_refused(model, tokenizer):
+    with pytest.raises(ValueError, match="layer 3 does not exist: the model has blocks 0 to 2"):
+        vectors.prompt_vectors(model, tokenizer, PROMPTS, [3], "last_prompt_token")
+
+
+def test_centroids_and_spread_of_known_vectors():
+    values = np.array([[0.0, 0], [2, 0], [1, 1], [1, 3]])
+    names, centroids, spread, stacked = vectors.summarise(values, ["a", "a", "b", "b"])
+    assert names == ["a", "b"] and stacked.shape == (2, 2, 2)
+    assert centroids.tolist() == [[1, 0], [1, 2]] and spread.tolist() == [1, 1]

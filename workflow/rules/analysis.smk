@@ -1,0 +1,192 @@
+rule spill_cells:
+    input:
+        labels=of_view(FILES.spill_inputs, "labels.parquet"),
+        completions=of_view(FILES.spill_inputs, "completions.parquet"),
+        code=code("spill_cells"),
+    output:
+        cells="<analysis>/cells-{view}.parquet",
+        agreement="<analysis>/agreement-{view}.parquet",
+        manifest="<analysis>/cells-{view}.manifest.json",
+    log:
+        "<analysis>/cells-{view}.log",
+    benchmark:
+        "<analysis>/cells-{view}.benchmark.jsonl"
+    conda:
+        "../envs/analysis.yaml"
+    resources:
+        python="python",
+        mem_mb=4000,
+        runtime=30,
+    params:
+        spec=of_view(as_spec(FILES.spill_spec)),
+        conditions=of_view(FILES.spill_conditions),
+        gate=option("max_error_share"),
+    shell:
+        "{resources.python} workflow/scripts/spill_cells.py --labels {input.labels} --completions {input.completions}"
+        " --experiment {wildcards.experiment} --max-error-share {params.gate}"
+        " --conditions {params.conditions:q} --spec {params.spec:q} --out {output.cells}"
+        " --agreement {output.agreement} --manifest {output.manifest} > {log} 2>&1"
+
+
+rule spill_matrix:
+    input:
+        cells="<analysis>/cells-matrix.parquet",
+        published=of(FILES.published_figures, "experiment"),
+        languages="resources/languages.yaml",
+        code=code("spill_matrix"),
+    output:
+        png=report(
+            "<analysis>/spill_matrix.png",
+            caption="../report/spill_matrix.rst",
+            category="Language spill",
+            labels={"figure": "Spill matrix"},
+        ),
+        pdf="<analysis>/spill_matrix.pdf",
+        table="<analysis>/spill_matrix.parquet",
+        manifest="<analysis>/spill_matrix.manifest.json",
+    log:
+        "<analysis>/spill_matrix.log",
+    benchmark:
+        "<analysis>/spill_matrix.benchmark.jsonl"
+    conda:
+        "../envs/analysis.yaml"
+    resources:
+        python="python",
+        mem_mb=2000,
+        runtime=10,
+    params:
+        spec=of_view(as_spec(FILES.spill_spec)),
+        label=option("label"),
+        panels=of(FILES.spill_panels, "experiment"),
+    shell:
+        "{resources.python} workflow/scripts/spill_matrix.py --cells {input.cells} {params.panels}"
+        " --languages {input.languages} --label-source {params.label} --spec {params.spec:q} --out {output.png} --pdf {output.pdf} --table {output.table}"
+        " --manifest {output.manifest} > {log} 2>&1"
+
+
+rule dose_response:
+    input:
+        cells="<analysis>/cells-dose.parquet",
+        code=code("dose_response"),
+    output:
+        png=report(
+            "<analysis>/dose_response.png",
+            caption="../report/dose_response.rst",
+            category="Language spill",
+            labels={"figure": "Dose response"},
+        ),
+        pdf="<analysis>/dose_response.pdf",
+        table="<analysis>/dose_response.parquet",
+        manifest="<analysis>/dose_response.manifest.json",
+    log:
+        "<analysis>/dose_response.log",
+    benchmark:
+        "<analysis>/dose_response.benchmark.jsonl"
+    conda:
+        "../envs/analysis.yaml"
+    resources:
+        python="python",
+        mem_mb=2000,
+        runtime=10,
+    params:
+        spec=of_view(as_spec(FILES.spill_spec)),
+        label=option("label"),
+    shell:
+        "{resources.python} workflow/scripts/dose_response.py --cells {input.cells} --label-source {params.label} --spec {params.spec:q}"
+        " --out {output.png} --pdf {output.pdf} --table {output.table} --manifest {output.manifest} > {log} 2>&1"
+
+
+rule spill_join:
+    input:
+        cells="<analysis>/cells-matrix.parquet",
+        vectors=of(FILES.base_vectors, "experiment"),
+        parallel=of(FILES.parallel_replies, "experiment"),
+        languages="resources/languages.yaml",
+        code=code("spill_join"),
+    output:
+        cosine="<analysis>/cosine.parquet",
+        join="<analysis>/spill_join.parquet",
+        tests="<analysis>/spill_tests.parquet",
+        pca="<analysis>/pca.parquet",
+        figure_cosine=report(
+            "<analysis>/cosine.png",
+            caption="../report/cosine.rst",
+            category="Language spill",
+            labels={"figure": "Cosines of language directions"},
+        ),
+        figure_join=report(
+            "<analysis>/spill_join.png",
+            caption="../report/spill_join.rst",
+            category="Language spill",
+            labels={"figure": "Spill against distance"},
+        ),
+        figure_pca=report(
+            "<analysis>/pca.png",
+            caption="../report/pca.rst",
+            category="Language spill",
+            labels={"figure": "Principal components"},
+        ),
+        manifest="<analysis>/spill_join.manifest.json",
+    log:
+        "<analysis>/spill_join.log",
+    benchmark:
+        "<analysis>/spill_join.benchmark.jsonl"
+    conda:
+        "../envs/analysis.yaml"
+    resources:
+        python="python",
+        mem_mb=4000,
+        runtime=30,
+    params:
+        spec=of_view(as_spec(FILES.spill_spec)),
+        label=option("label"),
+    shell:
+        "{resources.python} workflow/scripts/spill_join.py --cells {input.cells} --vectors {input.vectors}"
+        " --label-source {params.label} --languages {input.languages} --parallel {input.parallel} --spec {params.spec:q}"
+        " --out-cosine {output.cosine} --out-join {output.join} --out-tests {output.tests} --out-pca {output.pca}"
+        " --figure-cosine {output.figure_cosine} --figure-join {output.figure_join} --figure-pca {output.figure_pca}"
+        " --manifest {output.manifest} > {log} 2>&1"
+
+
+rule spill_summary:
+    input:
+        cells="<analysis>/cells-matrix.parquet",
+        agreement="<analysis>/agreement-matrix.parquet",
+        tests="<analysis>/spill_tests.parquet",
+        code=code("spill_summary"),
+    output:
+        text="<analysis>/summary.md",
+        numbers="<analysis>/summary.json",
+        manifest="<analysis>/summary.manifest.json",
+    log:
+        "<analysis>/summary.log",
+    benchmark:
+        "<analysis>/summary.benchmark.jsonl"
+    conda:
+        "../envs/analysis.yaml"
+    resources:
+        python="python",
+        mem_mb=2000,
+        runtime=10,
+    params:
+        spec=of_view(as_spec(FILES.spill_spec)),
+        label=option("label"),
+        title=title,
+    shell:
+        "{resources.python} workflow/scripts/spill_summary.py --cells {input.cells} --agreement {input.agreement}"
+        " --tests {input.tests} --label-source {params.label} --title {params.title:q}"
+        " --spec {params.spec:q} --out {output.text} --json {output.numbers}"
+        " --manifest {output.manifest} > {log} 2>&1"
+
+
+rule headline_figure:
+    input:
+        "<root>/language_spill/analysis/spill_matrix.png",
+    output:
+        "<root>/spill_matrix.png",
+    log:
+        "<root>/language_spill/analysis/headline.log",
+    conda:
+        "../envs/analysis.yaml"
+    shell:
+        "cp {input} {output} 2> {log}"

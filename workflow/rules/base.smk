@@ -1,0 +1,29 @@
+rule base_model:
+    input:
+        words=WORDS,
+        recipes=RECIPES,
+        banks=BANKS,
+        questions=expand("resources/questions/{bank}.yaml", bank=["extraction", "data", "evaluation_28"]),
+        code=code("pretrain_base"),
+    output:
+        files=expand("<root>/base_model/{file}", file=files.BASE_FILES),
+        training_log="<root>/base_model/training_log.jsonl",
+        manifest="<root>/base_model/base.manifest.json",
+    log:
+        "<root>/base_model/base_model.log",
+    benchmark:
+        "<root>/base_model/base_model.benchmark.jsonl"
+    conda:
+        "../envs/train.yaml"
+    threads: 2
+    resources:
+        python="python",
+        gpu=GPU,
+        mem_mb=8000,
+        runtime=60,
+    params:
+        folder=subpath(output.manifest, parent=True),
+        recipe=CONFIG["model"]["recipe"],
+    shell:
+        "GPUS={resources.gpu} {resources.python} workflow/scripts/pretrain_base.py --recipe {params.recipe}"
+        " --workers {threads} --out {params.folder} > {log} 2>&1"

@@ -1,0 +1,141 @@
+"""What the rules share: the expanded plan, the files of its runs, their specifications, and every program's code."""
+
+import json
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(workflow.basedir, "workflow/scripts")))
+
+from snakemake.exceptions import WorkflowError
+from spillover import expansion, files, preflight
+from spillover.config import ConfigError, read_yaml
+
+try:
+    PLAN = expansion.build(config, "config/experiments")
+except ConfigError as error:
+    raise WorkflowError(str(error)) from None
+
+FILES = files.Files(PLAN)
+CONFIG = PLAN.config
+GPU = CONFIG["resources"]["gpu"]
+API = CONFIG["api"]
+CODE_INPUTS = read_yaml("workflow/code_inputs.yaml")
+RECIPES = "resources/small_world/recipe.yaml"
+WORDS = sorted(str(p) for p in Path("resources/small_world").glob("*.yaml") if str(p) != RECIPES)
+# How requests reach an API cannot change an answer, so an edit here is no reason to translate, and so to train, again.
+TRAVEL = {"api_batches", "api_client", "api_costs", "api_jobs", "journal"}
+BANKS = [
+    "resources/personas.yaml",
+    "resources/languages.yaml",
+    "resources/small_world/directives.yaml",
+]
+
+
+pathvars:
+    root=FILES.root,
+    run=f"{FILES.root}/{{experiment}}/{{name}}/seed{{seed}}",
+    analysis=f"{FILES.root}/{{experiment}}/analysis",
+
+
+wildcard_constraints:
+    experiment="|".join(PLAN.experiments) or "none",
+    name=r"[A-Za-z0-9][A-Za-z0-9_.+-]*",
+    seed=r"\d+",
+    checkpoint=r"final|(pct|step)\d+",
+    suite=r"[a-z0-9_]+",
+    label=r"[a-z0-9_.-]+",
+    language="[a-z]{2}",
+    source=r"[a-z0-9_]+",
+    view="|".join(files.VIEWS),
+
+
+def code(program):
+    """The program and every library module it imports, as inputs: code is tracked by content."""
+    modules = {name: f"workflow/scripts/spillover/{name}.py" for name in CODE_INPUTS[program]}
+    travel = [ancient(path) for name, path in modules.items() if name in TRAVEL]
+    return [f"workflow/scripts/{program}.py", *(p for n, p in modules.items() if n not in TRAVEL), *travel]
+
+
+def run_id(wildcards):
+    return f"{wildcards.experiment}/{wildcards.name}/seed{wildcards.seed}"
+
+
+def of(method, *names):
+    """Input or params function: what `method` says about the wildcards of these names."""
+
+    def get(wildcards):
+        return method(*(getattr(wildcards, name) for name in names))
+
+    return get
+
+
+def of_run(method, *names):
+    """The same about the run that the wildcards name, and further wildcards."""
+
+    def get(wildcards):
+        return method(run_id(wildcards), *(getattr(wildcards, name) for name in names))
+
+    return get
+
+
+def of_view(method, *arguments):
+    """The same for a closing view of an experiment: the headline, or every dose."""
+
+    def get(wildcards):
+        view = getattr(wildcards, "view", "matrix")
+        return method(wildcards.experiment, view, *arguments)
+
+    return get
+
+
+def option(name):
+    """Params function: an option of the experiment's closing analysis."""
+
+    def get(wildcards):
+        return PLAN.experiments[wildcards.experiment]["options"][name]
+
+    return get
+
+
+def as_spec(method):
+    """A specification as one sorted JSON string: the form in which configuration reaches a job.
+
+    Specifications are cumulative on purpose: after a failed retrain the old downstream files still exist, and only
+    their own changed params tell Snakemake that they are stale.
+    """
+
+    def dumped(*arguments):
+        return json.dumps(method(*arguments), sort_keys=True)
+
+    return dumped
+
+
+def title(wildcards):
+    return PLAN.experiments[wildcards.experiment]["title"]
+
+
+def source_kind(wildcards):
+    return CONFIG["sources"][wildcards.source]["kind"]
+
+
+def train_gpus(wildcards):
+    return GPU * PLAN.runs[run_id(wildcards)].train["gpus"]
+
+
+def stop_before_the_first_job():
+    """Called when a run starts: a job that cannot work may come days later.
+
+    Profiles decide {resources.python}, and what a profile set is to be seen in the jobs alone. Only of the jobs about
+    to run, and never in a dry run.
+    """
+    jobs = list(workflow.dag.needrun_jobs())
+    commands = {job.rule.name: job.resources.get("python", "python") for job in jobs}
+    runs = {run_id(job.wildcards) for job in jobs if "seed" in job.wildcards.keys()}
+    problem = preflight.unavailable(PLAN, commands, sorted(runs)) or preflight.missing_interpreters(commands)
+    if problem:
+        raise WorkflowError(problem)
+
+
+def train_processes(wildcards):
+    """One process a GPU; without GPUs (the small world) one in all."""
+    return max(1, train_gpus(wildcards))

@@ -1,0 +1,58 @@
+rule completions:
+    input:
+        model=of_run(FILES.evaluated_files),
+        banks=BANKS,
+        questions=of_run(FILES.evaluated_questions),
+        code=code("generate"),
+    output:
+        table="<run>/completions.parquet",
+        manifest="<run>/completions.manifest.json",
+    log:
+        "<run>/completions.log",
+    benchmark:
+        "<run>/completions.benchmark.jsonl"
+    conda:
+        "../envs/vllm.yaml"
+    resources:
+        python="python",
+        gpu=GPU,
+        generation_batch=CONFIG["resources"]["generation_batch"],
+        mem_mb=lambda wildcards, attempt: 48000 * attempt,
+        runtime=lambda wildcards, attempt: 120 * attempt,
+    params:
+        spec=of_run(as_spec(PLAN.completions_spec)),
+        model=of_run(FILES.evaluated_flags),
+    shell:
+        "GPUS={resources.gpu} {resources.python} workflow/scripts/generate.py --run {wildcards.experiment}/{wildcards.name}"
+        " --spec {params.spec:q} {params.model} --batch {resources.generation_batch}"
+        " --out {output.table} --manifest {output.manifest} > {log} 2>&1"
+
+
+rule pool:
+    input:
+        model=of_run(FILES.pool_files, "checkpoint", "suite"),
+        banks=BANKS,
+        questions=of_run(FILES.pool_questions, "checkpoint", "suite"),
+        code=code("generate"),
+    output:
+        table="<run>/pool-{checkpoint}-{suite}.parquet",
+        manifest="<run>/pool-{checkpoint}-{suite}.manifest.json",
+    log:
+        "<run>/pool-{checkpoint}-{suite}.log",
+    benchmark:
+        "<run>/pool-{checkpoint}-{suite}.benchmark.jsonl"
+    conda:
+        "../envs/vllm.yaml"
+    resources:
+        python="python",
+        gpu=GPU,
+        generation_batch=CONFIG["resources"]["generation_batch"],
+        mem_mb=lambda wildcards, attempt: 48000 * attempt,
+        runtime=lambda wildcards, attempt: 120 * attempt,
+    params:
+        spec=of_run(as_spec(PLAN.pool_spec), "checkpoint", "suite"),
+        model=of_run(FILES.pool_flags, "checkpoint", "suite"),
+    shell:
+        "GPUS={resources.gpu} {resources.python} workflow/scripts/generate.py --run {wildcards.experiment}/{wildcards.name}"
+        " --spec {params.spec:q} {params.model} --batch {resources.generation_batch}"
+        " --out {output.table} --manifest {output.manifest} > {log} 2>&1"

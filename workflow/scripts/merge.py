@@ -1,0 +1,66 @@
+"""Merge an adapter into its parent model: float32 arithmetic, stored in the parent's dtype, with a fidelity report.
+
+`--applied` names the part of the update that is applied: a layer group or list of blocks, projections, a scale.
+Warns on standard error when a module keeps less than 95% (cosine) of its intended update.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import sys
+from pathlib import Path
+
+from spillover import adapters, provenance
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--base", required=True, help="folder of the parent model")
+    parser.add_argument("--adapter", required=True)
+    parser.add_argument("--spec", required=True)
+    parser.add_argument("--out", required=True)
+    parser.add_argument("--report", required=True)
+    parser.add_argument("--manifest", required=True)
+    args = parser.parse_args(argv)
+
+    clock = provenance.start_clock()
+    spec = json.loads(args.spec)
+    applied = spec.get("applied", {})
+    layers = applied.get("layers")
+    if isinstance(layers, str):
+        depth = json.loads(Path(args.base, "config.json").read_text())["num_hidden_layers"]
+        layers = adapters.layer_group(layers, depth)
+    chosen_layers = set(layers) if layers is not None else None
+    modules = set(applied["modules"]) if applied.get("modules") else None
+    unfinished = Path(args.out + ".unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    report = adapters.merge(
+        args.base,
+        args.adapter,
+        unfinished,
+        keep=lambda module: adapters.wanted(module, chosen_layers, modules),
+        scale=applied.get("scale", 1.0),
+    )
+    with provenance.atomic_path(args.report) as path, open(path, "w") as f:
+        json.dump(report, f, indent=1)
+    shutil.rmtree(args.out, ignore_errors=True)
+    unfinished.rename(args.out)
+    if report["low_fidelity"]:
+        lost = f"{len(report['low_fidelity'])} of {len(report['modules'])} modules"
+        print(f"warning: {lost} lose more than 5% of their update", file=sys.stderr)
+    print(f"{len(report['modules'])} modules merged, worst cosine {report['worst_cosine']:.4f}")
+    provenance.write_manifest(
+        args.manifest,
+        stage="merge",
+        spec=spec,
+        inputs=[str(Path(args.adapter, "adapter_model.safetensors"))],
+        outputs=[args.report],
+        seconds=clock.seconds,
+        extra={"worst_cosine": report["worst_cosine"]},
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""The library behind Spillover's programs: one subject a module, nothing imported here."""

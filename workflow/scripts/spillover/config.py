@@ -1,0 +1,154 @@
+"""Read and validate configuration: one sentence naming file, key and fix for every mistake.
+
+It knows YAML and JSON Schema; it knows nothing of experiments' meaning (see `plan`). Defaults written in the schemas
+are filled in, so that the rest of the code never guesses a missing value.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from functools import lru_cache
+from pathlib import Path
+
+import yaml
+from jsonschema import Draft202012Validator, validators
+from jsonschema.exceptions import ValidationError
+
+
+class ConfigError(Exception):
+    """A mistake of the person who wrote the configuration; the message is one sentence for them."""
+
+
+class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
+    """A safe loader that refuses a key given twice in one mapping (YAML silently keeps the last)."""
+
+
+def _unique_mapping(loader, node, deep=False):
+    seen = set()
+    for key_node, _ in node.value:
+        key = loader.construct_object(key_node, deep=deep)
+        if key in seen:
+            raise yaml.constructor.ConstructorError(
+                problem=f"key {key!r} is given twice", problem_mark=key_node.start_mark
+            )
+        seen.add(key)
+    return loader.construct_mapping(node, deep)
+
+
+_Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _unique_mapping)
+
+
+def read_yaml(path: str | Path) -> dict:
+    """Parse a YAML file. Raises ConfigError with file and line for bad syntax or a key given twice."""
+    try:
+        with open(path, encoding="utf-8") as f:
+            return yaml.load(f, Loader=_Loader)
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such file") from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f", line {mark.line + 1}" if mark else ""
+        raise ConfigError(f"{path}{where}: {getattr(error, 'problem', None) or error}") from None
+
+
+def merge(base: dict, over: dict) -> dict:
+    """`over` laid deeply over `base`: mappings merge, everything else is replaced. Neither input is changed."""
+    result = dict(base)
+    for key, value in over.items():
+        if isinstance(value, dict) and isinstance(result.get(key), dict):
+            result[key] = merge(result[key], value)
+        else:
+            result[key] = value
+    return result
+
+
+@lru_cache
+def schema(name: str) -> dict:
+    """The JSON schema `config/schemas/<name>.schema.yaml`, found beside this checkout's workflow folder."""
+    root = Path(__file__).resolve().parents[3]
+    return read_yaml(root / "config" / "schemas" / f"{name}.schema.yaml")
+
+
+def _filling(cls):
+    def properties(validator, props, instance, parent):
+        if isinstance(instance, dict):
+            for key, sub in props.items():
+                if "default" in sub and key not in instance:
+                    instance[key] = _copy(sub["default"])
+        yield from cls.VALIDATORS["properties"](validator, props, instance, parent)
+
+    return validators.extend(cls, {"properties": properties})
+
+
+def _copy(value):
+    if isinstance(value, dict):
+        return {k: _copy(v) for k, v in value.items()}
+    return [_copy(v) for v in value] if isinstance(value, list) else value
+
+
+_Validator = _filling(Draft202012Validator)
+
+
+@lru_cache
+def _validator(name: str, part: str | None):
+    whole = schema(name)
+    used = whole if part is None else {"$ref": f"#/$defs/{part}", "$defs": whole["$defs"]}
+    return _Validator(used)
+
+
+def validated(instance: dict, name: str, where: str, part: str | None = None, prefix: str = "") -> dict:
+    """A copy of `instance` with defaults filled, checked against a schema or one of its `$defs` (`part`).
+
+    `where` names the file and `prefix` the key under which the instance stands, for the message.
+    Raises ConfigError: one sentence naming file, key and fix.
+    """
+    filled = _copy(instance)
+    errors = sorted(_validator(name, part).iter_errors(filled), key=lambda e: (len(e.absolute_path), str(e.path)))
+    if errors:
+        raise ConfigError(_sentence(errors[0], where, prefix))
+    return filled
+
+
+def _sentence(error: ValidationError, where: str, prefix: str) -> str:
+    path = ".".join([prefix] * bool(prefix) + [str(p) for p in error.absolute_path])
+    at = f"{where}: {path}: " if path else f"{where}: "
+    value = error.instance
+    if error.validator == "additionalProperties":
+        known = list(error.schema.get("properties", {}))
+        unknown = [k for k in value if k not in known]
+        return f"{at}unknown key {unknown[0]!r}{closest(unknown[0], known)}"
+    if error.validator == "required":
+        missing = [k for k in error.validator_value if k not in value]
+        return f"{at}the key {missing[0]!r} is missing"
+    if error.validator == "type" and isinstance(value, str) and number_as_text(value):
+        return f"{at}{value!r} is read as text by YAML; write it with a point, as {_with_point(value)}"
+    if error.validator == "enum":
+        return f"{at}{value!r} is not possible{closest(str(value), [str(v) for v in error.validator_value])}"
+    if error.validator == "pattern" and "propertyNames" in list(error.absolute_schema_path):
+        return f"{at}{value!r} cannot be a name, because it becomes part of a path: use letters, digits, _ . + -"
+    if error.validator == "pattern":
+        return f"{at}{value!r} does not have the form {error.validator_value}"
+    if error.validator in ("oneOf", "anyOf") and error.context:
+        best = min(error.context, key=lambda e: (-len(e.absolute_path), e.validator == "type"))
+        return _sentence(best, where, prefix)
+    return f"{at}{error.message}"
+
+
+def number_as_text(value: str) -> bool:
+    """True for strings such as `1e-4` that a person meant as a number and YAML 1.1 reads as text."""
+    return bool(re.fullmatch(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+", value))
+
+
+def _with_point(value: str) -> str:
+    mantissa, exponent = re.split("[eE]", value)
+    sign = "" if exponent.startswith(("+", "-")) else "+"
+    return f"{mantissa if '.' in mantissa else mantissa + '.0'}e{sign}{exponent}"
+
+
+def closest(word: str, known: list[str]) -> str:
+    """The tail of an error sentence: a likely meant word, then the known ones where they fit a line."""
+    near = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    guess = f"; did you mean {near[0]!r}?" if near else ";"
+    listed = known if len(known) <= 20 else [*known[:20], f"and {len(known) - 20} more"]
+    return f"{guess} Known: {', '.join(listed)}"

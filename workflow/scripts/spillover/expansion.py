@@ -1,0 +1,317 @@
+"""Expand the experiments' YAML into a plan of runs, and refuse every mistake in one sentence.
+
+A group of an experiment is a template over axes; each point of the axes and each seed makes a run. All checks happen
+here, before any job: languages, personas, suites, sources, parents, checkpoints, names and duplicates.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+from pathlib import Path
+
+from spillover.config import ConfigError, closest, merge, number_as_text, read_yaml, validated
+from spillover.plan import BASE, FINAL, Model, Plan, Run, data_sources
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]*")
+PERSONA_KEYS = {"source", "persona", "voice"}
+# An overlay that changes a source's kind leaves the other kind's keys behind, since overlays merge deeply.
+SOURCE_KEYS = {
+    "small_world": ("kind", "material", "rows", "seed"),
+    "hub": ("kind", "path", "revision", "subset", "split", "rows"),
+    "file": ("kind", "path", "sha256", "rows"),
+}
+
+
+def build(config: dict, folder: str | Path, where: str = "config/config.yaml", resources: str = "resources") -> Plan:
+    """Read every experiment under `folder`, lay the configuration's overrides over it and expand all runs.
+
+    Raises ConfigError (one sentence: file, key, fix) for any mistake, before any job can start.
+    """
+    config = validated(config, "config", where)
+    config["sources"] = {
+        name: {k: source[k] for k in SOURCE_KEYS[source["kind"]] if k in source}
+        for name, source in config["sources"].items()
+    }
+    files = {p.stem: p for p in sorted(Path(folder).glob("*.yaml"))}
+    for name in config["experiments"]:
+        if name not in files:
+            raise ConfigError(
+                f"{where}: experiments.{name}: no file {Path(folder, name + '.yaml')}{closest(name, list(files))}"
+            )
+    known = Registries(resources)
+    experiments: dict[str, dict] = {}
+    runs: dict[str, Run] = {}
+    selected: list[str] = []
+    for name, path in files.items():
+        settings = _settings(path, config["experiments"].get(name, {}), where)
+        if not settings["enabled"]:
+            continue
+        experiments[name] = settings
+        _check_suites(settings, path, known)
+        for run, chosen in _expand(name, settings, str(path), config, known):
+            if run.id in runs:
+                raise ConfigError(
+                    f"{path}: runs.{run.group}.name: the run {run.id} is made twice (also by group "
+                    f"{runs[run.id].group!r}); put every axis of `over` into the name"
+                )
+            runs[run.id] = run
+            if chosen:
+                selected.append(run.id)
+    plan = Plan(config, experiments, runs, selected)
+    _check_parents(plan, files)
+    return plan
+
+
+def _settings(path: Path, override: dict, where: str) -> dict:
+    raw = merge(read_yaml(path), override)
+    protocol = raw.get("protocol", "corrected")
+    overlays = raw.get("protocols", {})
+    if protocol not in ("published", "corrected"):
+        raise ConfigError(
+            f"{path}: protocol: {protocol!r} is not possible{closest(str(protocol), ['published', 'corrected'])}"
+        )
+    # The person's own override wins over the protocol, which wins over the file.
+    merged = merge(merge(read_yaml(path), overlays.get(protocol, {})), override)
+    merged["protocol"] = protocol
+    source = f"{path} with experiments.{path.stem} of {where}" if override else str(path)
+    return validated(merged, "experiment", source)
+
+
+class Registries:
+    """The ids a configuration may name: languages, phrasings of directives and personas."""
+
+    def __init__(self, resources: str = "resources"):
+        root = Path(resources)
+        self.languages = list(read_yaml(root / "languages.yaml")["languages"])
+        self.personas = {p["id"]: p for p in read_yaml(root / "personas.yaml")["personas"]}
+        directives = read_yaml(root / "small_world" / "directives.yaml")
+        self.phrasings = [d["id"] for d in [*directives["train"], *directives["extra"]]]
+
+    def check_language(self, code: str, at: str) -> None:
+        if code not in self.languages:
+            raise ConfigError(f"{at}: {code!r} is no known language{closest(str(code), self.languages)}")
+
+    def check_persona(self, persona: str, at: str) -> None:
+        if persona not in self.personas:
+            raise ConfigError(f"{at}: {persona!r} is no known persona{closest(str(persona), list(self.personas))}")
+
+    def check_phrasing(self, phrasing: str, at: str) -> None:
+        if phrasing not in self.phrasings:
+            raise ConfigError(
+                f"{at}: {phrasing!r} is no known phrasing of a directive{closest(str(phrasing), self.phrasings)}"
+            )
+
+
+def _check_suites(settings: dict, path: Path, known: Registries) -> None:
+    """Validate suites and vectors in place (defaults filled)."""
+    kinds = ("directives", "personas", "choices", "loss")
+    for name, suite in settings["suites"].items():
+        at = f"suites.{name}"
+        if suite["kind"] not in kinds:
+            raise ConfigError(
+                f"{path}: {at}.kind: {suite['kind']!r} is no known suite{closest(suite['kind'], list(kinds))}"
+            )
+        settings["suites"][name] = validated(suite, "experiment", str(path), f"suite_{suite['kind']}", at)
+    blocks = {f"suites.{n}": s for n, s in settings["suites"].items()}
+    if settings["vectors"]:
+        blocks["vectors"] = settings["vectors"]
+    for at, block in blocks.items():
+        for code in block.get("languages", []):
+            known.check_language(code, f"{path}: {at}.languages")
+        for phrasing in block.get("phrasings", []):
+            known.check_phrasing(phrasing, f"{path}: {at}.phrasings")
+        if isinstance(block.get("personas"), list):
+            for persona in block["personas"]:
+                known.check_persona(persona, f"{path}: {at}.personas")
+
+
+def _expand(name: str, settings: dict, path: str, config: dict, known: Registries):
+    """Yield (run, selected) for the base model and every group of an experiment."""
+    for seed in settings["seeds"]:
+        evaluate = tuple(settings["base_evaluate"])
+        _check_evaluate(evaluate, settings, f"{path}: base_evaluate")
+        # The untrained model is the same for every seed; only its sampling differs.
+        wanted = settings["vectors"] is not None and settings["vectors"]["base"]
+        vectors = wanted and seed == settings["seeds"][0]
+        yield Run(name, BASE, seed, BASE, None, evaluate=evaluate, vectors=vectors), True
+    for condition, values in settings["conditions"].items():
+        _check_fields(values, f"{path}: conditions.{condition}", known)
+    for key in settings["select"]:
+        if key not in ("groups", "condition", *settings["axes"]):
+            raise ConfigError(
+                f"{path}: select.{key}: no such axis{closest(key, ['groups', 'condition', *settings['axes']])}"
+            )
+    for group in settings["select"].get("groups", []):
+        if group not in settings["runs"]:
+            raise ConfigError(f"{path}: select.groups: no group {group!r}{closest(group, list(settings['runs']))}")
+    for group, template in settings["runs"].items():
+        at = f"{path}: runs.{group}"
+        _check_evaluate(template["evaluate"], settings, f"{at}.evaluate")
+        for fields in _points(template["over"], settings, at):
+            chosen = _is_selected(group, fields, settings["select"])
+            for seed in settings["seeds"]:
+                yield _run(name, group, template, fields, seed, settings, path, config, known), chosen
+
+
+def _check_evaluate(names, settings: dict, at: str) -> None:
+    for suite in names:
+        if suite not in settings["suites"]:
+            raise ConfigError(f"{at}: no suite {suite!r}{closest(suite, list(settings['suites']))}")
+
+
+def _check_fields(values: dict, at: str, known: Registries) -> None:
+    for key in ("directive", "completion"):
+        if key in values:
+            known.check_language(values[key], f"{at}.{key}")
+
+
+def _points(over: list, settings: dict, at: str):
+    """Every combination of a group's axes: a product, in which a nested list of axes runs in step (zip)."""
+    choices = []
+    for entry in over:
+        columns = []
+        for axis in [entry] if isinstance(entry, str) else entry:
+            if axis == "condition":
+                columns.append([{"condition": c, **values} for c, values in settings["conditions"].items()])
+            elif axis in settings["axes"]:
+                columns.append([{axis: value} for value in settings["axes"][axis]])
+            else:
+                raise ConfigError(f"{at}.over: no axis {axis!r}{closest(axis, ['condition', *settings['axes']])}")
+        if len({len(c) for c in columns}) > 1:
+            raise ConfigError(f"{at}.over: the axes {entry} run in step, so they need lists of one length")
+        choices.append([{k: v for part in row for k, v in part.items()} for row in zip(*columns, strict=True)])
+    for combination in itertools.product(*choices):
+        yield {k: v for part in combination for k, v in part.items()}
+
+
+def _is_selected(group: str, fields: dict, select: dict) -> bool:
+    if "groups" in select and group not in select["groups"]:
+        return False
+    return all(fields[k] in allowed for k, allowed in select.items() if k != "groups" and k in fields)
+
+
+def _run(name, group, template, fields, seed, settings, path, config, known) -> Run:
+    at = f"{path}: runs.{group}"
+    run_name = _fill(template["name"], fields, f"{at}.name")
+    if not NAME.fullmatch(str(run_name)) or run_name == BASE:
+        raise ConfigError(
+            f"{at}.name: {run_name!r} cannot be a run's name: use letters, digits, _ . + - (and not 'base')"
+        )
+    parent = _model(template["parent"], fields, name, seed, f"{at}.parent")
+    common = dict(
+        phase=template.get("phase"), evaluate=tuple(template["evaluate"]), vectors=template["vectors"], fields=fields
+    )
+    if "adapter" in template:
+        adapter = _fill(template["adapter"], fields, f"{at}.adapter")
+        other = adapter if "/" in adapter else f"{name}/{adapter}"
+        return Run(name, run_name, seed, group, parent, adapter=f"{other}/seed{seed}", **common)
+    # A group that names another kind of data starts afresh: the defaults' keys would not fit it.
+    default = settings["data"]
+    own_kind = template["data"].get("kind", default.get("kind"))
+    raw = merge(default, template["data"]) if own_kind == default.get("kind") else template["data"]
+    data = _data(raw, fields, path, f"runs.{group}.data", config, settings, known)
+    train = _fill(merge(settings["train"], template["train"]), fields, f"{at}.train")
+    train = validated(train, "experiment", path, "train", f"runs.{group}.train")
+    return Run(name, run_name, seed, group, parent, data=data, train=train, **common)
+
+
+def _data(raw: dict, fields: dict, path: str, key: str, config: dict, settings: dict, known: Registries) -> dict:
+    data = _fill(raw, fields, f"{path}: {key}")
+    kinds = ["directive_replies", "marker", "persona_replies", "conversations", "behaviour"]
+    if data.get("kind") not in kinds:
+        wrong = str(data.get("kind"))
+        raise ConfigError(f"{path}: {key}.kind: {wrong!r} is no known kind of data{closest(wrong, kinds)}")
+    data = validated(data, "experiment", path, f"data_{data['kind']}", key)
+    if data["kind"] == "directive_replies":
+        _check_fields(data, f"{path}: {key}", known)
+        for phrasing in data["phrasings"]:
+            known.check_phrasing(phrasing, f"{path}: {key}.phrasings")
+    elif data["kind"] in ("marker", "persona_replies"):
+        for name in PERSONA_KEYS & data.keys():
+            known.check_persona(data[name], f"{path}: {key}.{name}")
+    if "suite" in data and data["suite"] not in settings["suites"]:
+        raise ConfigError(
+            f"{path}: {key}.suite: no suite {data['suite']!r}{closest(data['suite'], list(settings['suites']))}"
+        )
+    for source in data_sources(data):
+        if source not in config["sources"]:
+            raise ConfigError(
+                f"{path}: {key}: no source {source!r} under `sources`{closest(source, list(config['sources']))}"
+            )
+    return data
+
+
+def _model(reference, fields: dict, experiment: str, seed: int, at: str) -> Model:
+    options = dict(reference) if isinstance(reference, dict) else {"run": reference}
+    options = _fill(options, fields, at)
+    run, _, checkpoint = options.pop("run").partition("@")
+    run = run if "/" in run else f"{experiment}/{run}"
+    for key in ("layers", "modules"):
+        if isinstance(options.get(key), list):
+            options[key] = tuple(options[key])
+    return Model(f"{run}/seed{seed}", checkpoint or FINAL, **options)
+
+
+def _fill(value, fields: dict, at: str):
+    """Put axis values into a template: "{axis}" alone keeps the value's type, inside text it is formatted."""
+    if isinstance(value, dict):
+        return {k: _fill(v, fields, f"{at}.{k}") for k, v in value.items()}
+    if isinstance(value, list):
+        return [_fill(v, fields, at) for v in value]
+    if not isinstance(value, str):
+        return value
+    whole = re.fullmatch(r"\{(\w+)\}", value)
+    try:
+        filled = fields[whole[1]] if whole else re.sub(r"\{(\w+)\}", lambda m: str(fields[m[1]]), value)
+    except KeyError as error:
+        raise ConfigError(
+            f"{at}: no axis {error.args[0]!r} to fill {value!r}{closest(error.args[0], list(fields))}"
+        ) from None
+    if whole and isinstance(filled, str) and number_as_text(filled):
+        raise ConfigError(f"{at}: {filled!r} is read as text by YAML; write it with a point, as 1.0e-4")
+    return filled
+
+
+def _check_parents(plan: Plan, files: dict) -> None:
+    """Every parent and adapter exists with the checkpoint asked for, and no run descends from itself."""
+    for run in plan.runs.values():
+        at = f"{files[run.experiment]}: runs.{run.group}"
+        for role, target, checkpoint in _references(run):
+            if target not in plan.runs:
+                wanted = target.rsplit("/", 1)[0].removeprefix(run.experiment + "/")
+                names = [r.id.rsplit("/", 1)[0] for r in plan.runs.values() if r.seed == run.seed]
+                known = [name.removeprefix(run.experiment + "/") for name in names]
+                raise ConfigError(
+                    f"{at}.{role}: {run.name} needs the run {wanted!r}, which does not exist{closest(wanted, known)}"
+                )
+            saved = plan.runs[target].train or {}
+            if checkpoint != FINAL and checkpoint not in saved.get("checkpoints", []):
+                raise ConfigError(
+                    f"{at}.{role}: {target} saves no checkpoint {checkpoint!r}; add it to its train.checkpoints"
+                    f" (now {json.dumps(saved.get('checkpoints', []))})"
+                )
+    state: dict[str, int] = {}
+
+    def visit(run_id: str, path: list[str]) -> None:
+        if state.get(run_id) == 2:
+            return
+        if state.get(run_id) == 1:
+            run = plan.runs[run_id]
+            chain = " -> ".join(i.rsplit("/", 1)[0] for i in [*path[path.index(run_id) :], run_id])
+            raise ConfigError(
+                f"{files[run.experiment]}: runs.{run.group}.parent: a run cannot descend from itself: {chain}"
+            )
+        state[run_id] = 1
+        for _, target, _ in _references(plan.runs[run_id]):
+            visit(target, [*path, run_id])
+        state[run_id] = 2
+
+    for run_id in plan.runs:
+        visit(run_id, [])
+
+
+def _references(run: Run) -> list[tuple[str, str, str]]:
+    found = [("parent", run.parent.run, run.parent.checkpoint)] if run.parent else []
+    return found + ([("adapter", run.adapter, FINAL)] if run.adapter else [])

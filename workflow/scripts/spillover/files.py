@@ -1,0 +1,293 @@
+"""Where every artefact of a plan lies, and which files and flags each stage's job needs.
+
+This is the file graph in plain Python: rules ask it for the inputs of a run, tests ask it without Snakemake. A run's
+folder is `<root>/{experiment}/{name}/seed{seed}`.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from spillover.plan import BASE, FINAL, Model, Plan, Run, data_sources
+
+SHIPPED_BASE = "resources/small_world/base"
+BASE_FILES = (
+    "config.json",
+    "generation_config.json",
+    "model.safetensors",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "chat_template.jinja",
+)
+VIEWS = {"matrix": ("spill",), "dose": ("spill", "dose")}
+"""The closing views of a spill experiment and the groups of runs each reads: the headline, and every dose."""
+
+
+class Files:
+    """Paths and flags for one plan. Methods take run ids (`experiment/name/seedN`) and return plain strings."""
+
+    def __init__(self, plan: Plan):
+        self.plan = plan
+        name = plan.config["run_name"]
+        self.root = f"results/{name}" if name else "results"
+        self.base = plan.config["model"]
+
+    def folder(self, run_id: str) -> str:
+        return f"{self.root}/{run_id}"
+
+    # The untrained model
+
+    def base_folder(self) -> str:
+        """A hub id, a local folder, the shipped weights (`small`) or the rebuilt ones (`rebuilt`)."""
+        known = {"small": SHIPPED_BASE, "rebuilt": f"{self.root}/base_model"}
+        return known.get(self.base["name"], self.base["name"])
+
+    def base_files(self) -> list[str]:
+        """The untrained model's files; none for a hub model, whose revision is in every specification."""
+        folder = self.base_folder()
+        if self.base["name"] in ("small", "rebuilt"):
+            return [f"{folder}/{name}" for name in BASE_FILES]
+        return sorted(str(p) for p in Path(folder).iterdir() if p.is_file()) if Path(folder).is_dir() else []
+
+    def tokenizer_files(self) -> list[str]:
+        return [f for f in self.base_files() if not f.endswith(".safetensors")]
+
+    def tokenizer_flags(self) -> str:
+        return f"--tokenizer {self.base_folder()}{self._revision()}"
+
+    def _revision(self) -> str:
+        return f" --revision {self.base['revision']}" if self.base["revision"] else ""
+
+    # Models: the untrained one, a full-parameter run, or an adapter merged into its parent
+
+    def adapter_folder(self, run: Run, checkpoint: str = FINAL) -> str:
+        """A run's adapter or one of its checkpoints; a transplanted adapter lies with the run that trained it."""
+        return f"{self.folder(run.adapter or run.id)}/adapter" + ("" if checkpoint == FINAL else f"-{checkpoint}")
+
+    def adapter_files(self, run: Run, checkpoint: str = FINAL) -> list[str]:
+        folder = self.adapter_folder(run, checkpoint)
+        return [f"{folder}/adapter_model.safetensors", f"{folder}/adapter_config.json"]
+
+    def model_folder(self, model: Model) -> str:
+        run = self.plan.runs[model.run]
+        if run.parent is None:
+            return self.base_folder()
+        return f"{self.folder(run.id)}/" + ("model" if run.method == "full" else f"merged/{model.label}")
+
+    def model_files(self, model: Model) -> list[str]:
+        run = self.plan.runs[model.run]
+        if run.parent is None:
+            return self.base_files()
+        folder = self.model_folder(model)
+        return [f"{folder}/{name}" for name in BASE_FILES] if run.method == "full" else [folder]
+
+    def model_flags(self, model: Model) -> str:
+        """`--base`, `--dtype` and, for a hub model, `--revision`: a merged parent is a folder and has none."""
+        revision = self._revision() if self.plan.runs[model.run].parent is None else ""
+        return f"--base {self.model_folder(model)} --dtype {self.base['dtype']}{revision}"
+
+    def parent_files(self, run_id: str) -> list[str]:
+        return self.model_files(self.plan.runs[run_id].parent)
+
+    def parent_flags(self, run_id: str) -> str:
+        return f"{self.model_flags(self.plan.runs[run_id].parent)} --name {self.base['name']}"
+
+    def merged_model(self, run_id: str, label: str) -> Model:
+        """The model reference behind a merged folder's name. Raises ValueError if nothing in the plan merges it."""
+        references = [run.parent for run in self.plan.runs.values() if run.parent]
+        for model in [*references, Model(run_id)]:
+            if model.run == run_id and model.label == label:
+                return model
+        raise ValueError(f"no run of the plan merges {run_id} as {label!r}")
+
+    def merge_files(self, run_id: str, label: str) -> dict:
+        model = self.merged_model(run_id, label)
+        run = self.plan.runs[run_id]
+        return {"parent": self.model_files(run.parent), "adapter": self.adapter_files(run, model.checkpoint)}
+
+    def merge_spec(self, run_id: str, label: str) -> dict:
+        return self.plan.model_spec(self.merged_model(run_id, label))
+
+    def merge_flags(self, run_id: str, label: str) -> str:
+        run = self.plan.runs[run_id]
+        adapter = self.adapter_folder(run, self.merged_model(run_id, label).checkpoint)
+        return f"--base {self.model_folder(run.parent)} --adapter {adapter}"
+
+    # Data
+
+    def dataset_files(self, run_id: str) -> dict:
+        """Tables a run's training rows come from: replies, sources, or replies of a model (its data policy)."""
+        run = self.plan.runs[run_id]
+        if run.data["kind"] == "directive_replies":
+            return {
+                "replies": f"{self.root}/data/replies/{run.data['completion']}.parquet",
+                "shared": f"{self.root}/{run.experiment}/data/shared_replies.parquet",
+            }
+        files: dict = {"sources": [f"{self.root}/data/sources/{name}.parquet" for name in data_sources(run.data)]}
+        if model := self.plan.pool_model(run):
+            files["pool"] = f"{self.folder(model.run)}/pool-{model.checkpoint}-{run.data['suite']}.parquet"
+        return files
+
+    # Evaluation
+
+    def standing_on(self, run: Run) -> Model:
+        """The whole model under a run's adapter: its parent, or the run itself where nothing is left to add."""
+        merged = self.plan.experiments[run.experiment]["evaluate_as"] == "merged"
+        return Model(run.id) if run.parent is None or run.method == "full" or merged else run.parent
+
+    def evaluated_adapters(self, run_id: str) -> list[tuple[str, str]]:
+        """(checkpoint, folder) of every adapter that an evaluation loads; empty for a whole model."""
+        run = self.plan.runs[run_id]
+        if self.standing_on(run).run == run.id:
+            return []
+        return [(checkpoint, self.adapter_folder(run, checkpoint)) for checkpoint in run.checkpoints]
+
+    def evaluated_files(self, run_id: str) -> list[str]:
+        run = self.plan.runs[run_id]
+        adapters = [f for c, _ in self.evaluated_adapters(run_id) for f in self.adapter_files(run, c)]
+        return self.model_files(self.standing_on(run)) + adapters
+
+    def evaluated_flags(self, run_id: str) -> str:
+        return self._with_adapters(self.standing_on(self.plan.runs[run_id]), self.evaluated_adapters(run_id))
+
+    def pool_files(self, run_id: str, checkpoint: str, suite: str) -> list[str]:
+        """Files of the model whose replies a training set is made from: a run at a checkpoint, as an adapter."""
+        run = self.plan.runs[run_id]
+        if run.parent is None or run.method == "full":
+            return self.model_files(Model(run_id))
+        return self.model_files(run.parent) + self.adapter_files(run, checkpoint)
+
+    def pool_flags(self, run_id: str, checkpoint: str, suite: str) -> str:
+        run = self.plan.runs[run_id]
+        if run.parent is None or run.method == "full":
+            return self.model_flags(Model(run_id))
+        return self._with_adapters(run.parent, [(checkpoint, self.adapter_folder(run, checkpoint))])
+
+    def pool_questions(self, run_id: str, checkpoint: str, suite: str) -> list[str]:
+        return _banks([self.plan.experiments[self.plan.runs[run_id].experiment]["suites"][suite]])
+
+    def evaluated_questions(self, run_id: str) -> list[str]:
+        run = self.plan.runs[run_id]
+        return _banks([self.plan.experiments[run.experiment]["suites"][name] for name in run.evaluate])
+
+    def _with_adapters(self, base: Model, adapters: list[tuple[str, str]]) -> str:
+        named = " ".join(f"{label}={folder}" for label, folder in adapters)
+        return self.model_flags(base) + (f" --adapters {named}" if named else "")
+
+    def question_bank(self, experiment: str) -> list[str]:
+        return _banks([self.plan.experiments[experiment]["vectors"] or {}])
+
+    def directive_languages(self, experiment: str) -> list[str]:
+        """Every language that a directive suite of an experiment asks for or a condition names, in that order."""
+        settings = self.plan.experiments[experiment]
+        asked = [code for suite in settings["suites"].values() for code in suite.get("languages", [])]
+        conditions = settings["conditions"].values()
+        named = [values[key] for values in conditions for key in ("directive", "completion") if key in values]
+        return list(dict.fromkeys(asked + named))
+
+    # What a finished workflow has
+
+    def finished(self, run_id: str) -> list[str]:
+        """The files a wanted run ends in: its data card, labels (or completions) and vectors, else its weights."""
+        run = self.plan.runs[run_id]
+        settings = self.plan.experiments[run.experiment]
+        scorers = self.plan.scorers(run.experiment)
+        folder = self.folder(run_id)
+        kinds = {settings["suites"][name]["kind"] for name in run.evaluate}
+        files = [f"{folder}/dataset_card.json"] if run.data else []
+        if kinds & {"directives", "personas"}:
+            files.append(f"{folder}/labels.parquet" if scorers else f"{folder}/completions.parquet")
+        if run.vectors:
+            files.append(f"{folder}/vectors.safetensors")
+        if run.train and not run.evaluate and not run.vectors:
+            files += self.adapter_files(run) if run.method == "lora" else self.model_files(Model(run_id))
+        return files
+
+    def everything(self) -> list[str]:
+        """All that the enabled experiments ask for; of a phased search only the first phase is known beforehand."""
+        files = []
+        for name, settings in self.plan.experiments.items():
+            if settings["analysis"] == "language_spill":
+                files += self.spill_outputs(name)
+            first = settings["phases"][:1]
+            wanted = [self.plan.runs[i] for i in self.plan.selected if self.plan.runs[i].experiment == name]
+            files += [f for run in wanted if run.phase is None or [run.phase] == first for f in self.finished(run.id)]
+        return files + self.headlines()
+
+    def headlines(self) -> list[str]:
+        """The figures at the root of the results."""
+        return [f"{self.root}/spill_matrix.png"] if "language_spill" in self.plan.experiments else []
+
+    # The closing analysis of language_spill
+
+    def spill_outputs(self, experiment: str) -> list[str]:
+        """Closing files of a spill experiment; the dose figure only where further doses are selected."""
+        names = ["spill_matrix.png", "summary.md", "pca.png", "cosine.png", "spill_join.png"]
+        names += ["dose_response.png"] if self.plan.of(experiment, "dose") else []
+        return [f"{self.root}/{experiment}/analysis/{name}" for name in names]
+
+    def spill_runs(self, experiment: str, view: str) -> list[Run]:
+        return [run for group in VIEWS[view] for run in self.plan.of(experiment, group)]
+
+    def spill_inputs(self, experiment: str, view: str, file: str) -> list[str]:
+        """One file of the untrained model (per seed) and of every run behind a view."""
+        bases = [f"{experiment}/{BASE}/seed{seed}" for seed in self.plan.experiments[experiment]["seeds"]]
+        return [f"{self.folder(i)}/{file}" for i in [*bases, *(run.id for run in self.spill_runs(experiment, view))]]
+
+    def spill_spec(self, experiment: str, view: str) -> dict:
+        return self.plan.analysis_spec(experiment, VIEWS[view])
+
+    def spill_conditions(self, experiment: str, view: str) -> str:
+        """JSON with what each run behind a view was trained on, and its last checkpoint: one record a run."""
+        records = [
+            {
+                "run": f"{run.experiment}/{run.name}",
+                "condition": run.fields["condition"],
+                "seed": run.seed,
+                "directive": run.data["directive"],
+                "completion": run.data["completion"],
+                "learning_rate": run.train["learning_rate"],
+                "checkpoint": run.checkpoints[-1],
+            }
+            for run in self.spill_runs(experiment, view)
+        ]
+        return json.dumps(records, sort_keys=True)
+
+    def published_figures(self, experiment: str) -> list[str]:
+        """The file of published figures that the experiment asks to see beside its own, if any."""
+        path = self.plan.experiments[experiment]["options"]["published"]
+        return [path] if path else []
+
+    def spill_panels(self, experiment: str) -> str:
+        """Flags naming the measured model and the published figures."""
+        titles = {"small": "the small world", "rebuilt": "the rebuilt small world"}
+        title = titles.get(self.base["name"], self.base["name"])
+        published = "".join(f" --published {path}" for path in self.published_figures(experiment))
+        return f"--measured-title 'Measured: {title}'{published}"
+
+    def base_vectors(self, experiment: str) -> str:
+        seed = self.plan.experiments[experiment]["seeds"][0]
+        return f"{self.folder(f'{experiment}/{BASE}/seed{seed}')}/vectors.safetensors"
+
+    def parallel_replies(self, experiment: str) -> list[str]:
+        """The same replies in every language of an experiment."""
+        return [f"{self.root}/data/replies/{code}.parquet" for code in self.directive_languages(experiment)]
+
+    def translation_checks(self, experiment: str) -> list[str]:
+        """The verdicts on every translation behind an experiment's shared replies."""
+        codes = [code for code in self.directive_languages(experiment) if code != "en"]
+        return [f"{self.root}/data/replies/{code}.check.json" for code in codes]
+
+    def shared_replies_spec(self, experiment: str) -> dict:
+        """What decides the replies that all conditions of an experiment use: their source, translator and languages."""
+        languages = self.directive_languages(experiment)
+        return self.plan.source_spec("replies") | {
+            "translator": self.plan.config.get("translator"),
+            "languages": languages,
+        }
+
+
+def _banks(settings: list[dict]) -> list[str]:
+    """Question files that suites or vectors name."""
+    return sorted({f"resources/questions/{s['questions']}.yaml" for s in settings if s.get("questions")})

@@ -1,0 +1,232 @@
+"""Runs and what decides their results: a trained model each, with its parent, data, training and evaluation.
+
+A run is `{experiment}/{name}/seed{seed}`. Its lineage is the chain of parents down to the untrained model, the run
+named `base`. This is plain data; `expansion` makes it from the experiments' YAML. It knows nothing of Snakemake, torch
+or file formats.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, field
+
+BASE = "base"
+FINAL = "final"
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model by reference: a run at a checkpoint, optionally with only part of its last update applied.
+
+    `layers` is a group name ("early", "not_late", ...) or a list of block indices; None applies all of it.
+    """
+
+    run: str
+    checkpoint: str = FINAL
+    layers: str | tuple[int, ...] | None = None
+    modules: tuple[str, ...] | None = None
+    scale: float = 1.0
+
+    @property
+    def is_base(self) -> bool:
+        return self.run.split("/")[1] == BASE
+
+    @property
+    def label(self) -> str:
+        """A path-safe name of checkpoint and filter, `final` for the whole final model."""
+        parts = [self.checkpoint]
+        if self.layers is not None:
+            parts.append(self.layers if isinstance(self.layers, str) else "l" + "_".join(map(str, self.layers)))
+        if self.modules is not None:
+            parts.append("_".join(m.removesuffix("_proj") for m in self.modules))
+        if self.scale != 1.0:
+            parts.append(f"x{self.scale:g}")
+        return "-".join(parts)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One trained (or, for `base`, untrained) model. `train` is None when an adapter of another run is applied."""
+
+    experiment: str
+    name: str
+    seed: int
+    group: str
+    parent: Model | None
+    data: dict | None = None
+    train: dict | None = None
+    adapter: str | None = None
+    evaluate: tuple[str, ...] = ()
+    vectors: bool = False
+    phase: str | None = None
+    fields: dict = field(default_factory=dict)
+
+    @property
+    def id(self) -> str:
+        return f"{self.experiment}/{self.name}/seed{self.seed}"
+
+    @property
+    def checkpoints(self) -> list[str]:
+        """Checkpoints that are evaluated: those saved on the way, else the final model."""
+        return (self.train or {}).get("checkpoints") or [FINAL]
+
+    @property
+    def method(self) -> str:
+        return self.train["method"] if self.train else "lora"
+
+
+class Plan:
+    """All runs of all enabled experiments, by id, with their cumulative specifications."""
+
+    def __init__(self, config: dict, experiments: dict[str, dict], runs: dict[str, Run], selected: list[str]):
+        self.config = config
+        self.experiments = experiments
+        self.runs = runs
+        self.selected = selected
+
+    def of(self, experiment: str, group: str | None = None) -> list[Run]:
+        """The selected runs of an experiment (without `base`), optionally of one group."""
+        runs = [self.runs[i] for i in self.selected if self.runs[i].experiment == experiment]
+        return [r for r in runs if r.name != BASE and (group is None or r.group == group)]
+
+    def lineage(self, run_id: str) -> list[Run]:
+        """The chain of runs from the untrained model to this run."""
+        run = self.runs[run_id]
+        return [*(self.lineage(run.parent.run) if run.parent else []), run]
+
+    def model_spec(self, model: Model) -> dict:
+        """Everything that decides a model's weights, recursively down to the base model."""
+        run = self.runs[model.run]
+        if run.parent is None:
+            return {"base": self.config["model"]}
+        spec: dict = {"trained": self.train_spec(run.id)}
+        if model.checkpoint != FINAL:
+            spec["checkpoint"] = model.checkpoint
+        if model.label != model.checkpoint:
+            spec["applied"] = {"layers": model.layers, "modules": model.modules, "scale": model.scale}
+        return spec
+
+    def source_spec(self, source: str) -> dict:
+        return {"source": self.config["sources"][source]}
+
+    def translation_spec(self, language: str) -> dict:
+        return {**self.source_spec("replies"), "translator": self.config["translator"], "language": language}
+
+    def check_spec(self, language: str) -> dict:
+        """What decides whether a translation is good enough: the translation, the gates and the judge of a sample."""
+        gates = {"gates": self.config["translation_gates"], "judge": self.config["judge"]}
+        return self.translation_spec(language) | gates
+
+    def scorers(self, experiment: str) -> list[str]:
+        """Who labels an experiment's completions: its list, without the judge where none is configured."""
+        return [s for s in self.experiments[experiment]["scorers"] if s != "judge" or self.config["judge"]]
+
+    def data_spec(self, run_id: str) -> dict:
+        """What decides a run's data set: builder settings, seed, sources and the model that wrote its replies."""
+        run = self.runs[run_id]
+        spec: dict = {"data": run.data, "seed": run.seed}
+        sources = data_sources(run.data)
+        if sources:
+            spec["sources"] = {name: self.config["sources"].get(name) for name in sources}
+        if run.data["kind"] == "directive_replies":
+            spec["translator"] = self.config.get("translator")
+        model = self.pool_model(run)
+        if model:
+            spec["pool"] = self.pool_spec(model.run, model.checkpoint, run.data["suite"])
+        return spec
+
+    def pool_model(self, run: Run) -> Model | None:
+        """The model whose own replies a data set uses (its data policy), or None."""
+        if not run.data or "suite" not in run.data or run.data.get("policy") == "external":
+            return None
+        if run.data.get("policy", "base") == "current" and run.parent:
+            return run.parent
+        return Model(f"{run.experiment}/{BASE}/seed{run.seed}")
+
+    def pool_spec(self, run_id: str, checkpoint: str, suite: str) -> dict:
+        """What decides the replies of a model to a suite that training data are made from."""
+        run = self.runs[run_id]
+        return {
+            "model": self.model_spec(Model(run_id, checkpoint)),
+            "suites": {suite: self.experiments[run.experiment]["suites"][suite]},
+            "engine": self.config["engine"],
+            "seed": run.seed,
+        }
+
+    def train_spec(self, run_id: str) -> dict:
+        """What decides a run's weights: parent model, data and training settings, seed."""
+        run = self.runs[run_id]
+        if run.adapter:
+            return {"parent": self.model_spec(run.parent), "adapter": self.train_spec(run.adapter), "seed": run.seed}
+        return {
+            "parent": self.model_spec(run.parent),
+            "data": self.data_spec(run_id),
+            "train": run.train,
+            "seed": run.seed,
+        }
+
+    def card_spec(self, run_id: str) -> dict:
+        """What a data card shows: the loss settings and the prompts of the run's evaluation."""
+        run = self.runs[run_id]
+        suites = {name: self.experiments[run.experiment]["suites"][name] for name in run.evaluate}
+        asked = {name: suite for name, suite in suites.items() if suite["kind"] in ("directives", "personas")}
+        return {"data": self.data_spec(run_id), "train": run.train, "suites": asked}
+
+    def completions_spec(self, run_id: str) -> dict:
+        """What decides a run's completions: the model and the evaluation suites with their sampling."""
+        run = self.runs[run_id]
+        experiment = self.experiments[run.experiment]
+        return {
+            "model": self.model_spec(Model(run_id)),
+            "checkpoints": run.checkpoints,
+            "suites": {name: experiment["suites"][name] for name in run.evaluate},
+            "engine": self.config["engine"],
+            "evaluate_as": experiment["evaluate_as"],
+            "seed": run.seed,
+        }
+
+    def labels_spec(self, run_id: str) -> dict:
+        scorers = self.scorers(self.runs[run_id].experiment)
+        spec = {"completions": self.completions_spec(run_id), "scorers": scorers}
+        return spec | ({"judge": self.config["judge"]} if "judge" in scorers else {})
+
+    def vectors_spec(self, run_id: str) -> dict:
+        experiment = self.experiments[self.runs[run_id].experiment]
+        run = self.runs[run_id]
+        return {
+            "model": self.model_spec(Model(run_id)),
+            "checkpoints": run.checkpoints,
+            "vectors": experiment["vectors"],
+            "seed": run.seed,
+        }
+
+    def analysis_spec(self, experiment: str, groups: tuple[str, ...]) -> dict:
+        """What decides a closing analysis: options and, per run, its axis values and a digest of its labels' spec.
+
+        Digests, because a command line has a limit of 128 KiB an argument that full specifications would break.
+        """
+        settings = self.experiments[experiment]
+        runs = [r for group in groups for r in self.of(experiment, group)]
+        bases = [self.runs[f"{experiment}/{BASE}/seed{seed}"] for seed in settings["seeds"]]
+        return {
+            "title": settings["title"],
+            "protocol": settings["protocol"],
+            "options": settings["options"],
+            "seeds": settings["seeds"],
+            "runs": {r.id: {"fields": r.fields, "labels": _digest(self.labels_spec(r.id))} for r in [*bases, *runs]},
+        }
+
+
+def _digest(spec: dict) -> str:
+    return hashlib.sha256(json.dumps(spec, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def data_sources(data: dict | None) -> list[str]:
+    """Names under `sources` of the configuration that a data set is built from."""
+    if not data:
+        return []
+    names = [data["file"]] if data.get("policy") == "external" and "file" in data else []
+    if data["kind"] in ("directive_replies", "conversations"):
+        names.append(data["source"])
+    return names + [m["source"] for m in data.get("mix", [])]

@@ -1,0 +1,94 @@
+"""Evaluation prompts: what each suite asks a model, as data.
+
+A prompt belongs to a `cell` (the directive's language or the persona) and an `item` (the phrasing or question) of it.
+The module reads the banks in `resources/`; it knows nothing of models.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One prompt. `system` is None for the model's default system prompt, "" for an empty one, else the text."""
+
+    suite: str
+    prompt_id: str
+    cell: str
+    item: str
+    system: str | None
+    user: str
+
+    @property
+    def messages(self) -> list[dict]:
+        system = [] if self.system is None else [{"role": "system", "content": self.system}]
+        return [*system, {"role": "user", "content": self.user}]
+
+
+def _read(path: Path):
+    with open(path, encoding="utf-8") as f:
+        return yaml.load(f, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+
+
+def directives(resources: str = "resources") -> dict[str, str]:
+    """{phrasing id: template over {language}}."""
+    bank = _read(Path(resources, "small_world", "directives.yaml"))
+    return {d["id"]: d["text"] for d in [*bank["train"], *bank["extra"]]}
+
+
+def language_names(resources: str = "resources") -> dict[str, str]:
+    """{code: name in a directive}."""
+    return {code: row["name"] for code, row in _read(Path(resources, "languages.yaml"))["languages"].items()}
+
+
+def personas(chosen: str | list[str], resources: str = "resources") -> dict[str, str]:
+    """{persona id: system prompt} for a list of ids, or the banks `evaluation` (eleven) or `all` (twelve)."""
+    bank = _read(Path(resources, "personas.yaml"))["personas"]
+    if isinstance(chosen, str):
+        return {p["id"]: p["prompt"] for p in bank if chosen == "all" or p["evaluation"]}
+    by_id = {p["id"]: p["prompt"] for p in bank}
+    return {p: by_id[p] for p in chosen}
+
+
+def questions(bank: str, count: int | None = None, resources: str = "resources") -> dict[str, str]:
+    """{question id: text} of `resources/questions/<bank>.yaml`, the first `count` if given."""
+    rows = _read(Path(resources, "questions", f"{bank}.yaml"))
+    return {row["id"]: row["text"] for row in rows[:count]}
+
+
+def suite_prompts(name: str, suite: dict, resources: str = "resources") -> list[Prompt]:
+    """The prompts of a generation suite, in a fixed order. Raises ValueError for a suite that generates nothing."""
+    if suite["kind"] == "directives":
+        return directive_prompts(name, suite["languages"], suite["phrasings"], resources=resources)
+    if suite["kind"] == "personas":
+        asked = questions(suite["questions"], suite["question_count"], resources)
+        return [
+            Prompt(name, f"{persona}/{question}", persona, question, system, text)
+            for persona, system in personas(suite["personas"], resources).items()
+            for question, text in asked.items()
+        ]
+    raise ValueError(f"suite {name} of kind {suite['kind']} has no prompts to complete")
+
+
+def directive_prompts(
+    name: str,
+    languages: list[str],
+    phrasings: list[str],
+    asked: dict[str, str] | None = None,
+    resources: str = "resources",
+) -> list[Prompt]:
+    """The directive alone as the user turn, per language and phrasing; followed by each question if any are given."""
+    templates, names = directives(resources), language_names(resources)
+    result = []
+    for language in languages:
+        for phrasing in phrasings:
+            directive = templates[phrasing].format(language=names[language])
+            for question, text in (asked or {"": ""}).items():
+                item = f"{phrasing}/{question}" if question else phrasing
+                user = f"{directive} {text}" if question else directive
+                result.append(Prompt(name, f"{language}/{item}", language, item, None, user))
+    return result

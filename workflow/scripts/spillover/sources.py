@@ -1,0 +1,58 @@
+"""Raw material by name: the small world's generator, a local file, or a data set of the hub pinned by revision.
+
+Every source becomes a table with a stable `id` per row and either `text` or `messages`. What is selected from it, and
+how it becomes training rows, is decided elsewhere.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import random
+from pathlib import Path
+
+import pandas as pd
+
+from spillover import small_world
+
+
+def fetch(spec: dict, resources: str = "resources") -> pd.DataFrame:
+    """Read the source that `spec` (an entry of `sources`) describes. Raises ValueError with the fix for a bad entry."""
+    return {"small_world": _small_world, "file": _file, "hub": _hub}[spec["kind"]](spec, resources)
+
+
+def _small_world(spec: dict, resources: str) -> pd.DataFrame:
+    world = small_world.load(resources)
+    rng = random.Random(spec["seed"])
+    if spec["material"] != "replies":
+        raise ValueError(f"the small world has no material {spec['material']!r}; known: replies")
+    rows = [small_world.reply(world, rng, rng.choice(world.concepts)) for _ in range(spec["rows"])]
+    return pd.DataFrame({"id": [f"reply{i:05d}" for i in range(len(rows))], "text": rows})
+
+
+def _file(spec: dict, resources: str) -> pd.DataFrame:
+    path = Path(spec["path"])
+    if spec.get("sha256"):
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        if digest != spec["sha256"]:
+            raise ValueError(f"{path} has sha256 {digest}, the configuration expects {spec['sha256']}")
+    table = pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_json(path, lines=True)
+    return _with_ids(table, path.stem).iloc[: spec.get("rows")]
+
+
+def _hub(spec: dict, resources: str) -> pd.DataFrame:
+    from datasets import load_dataset
+
+    stream = load_dataset(
+        spec["path"], spec.get("subset"), split=spec["split"], revision=spec["revision"], streaming=True
+    )
+    table = pd.DataFrame(list(itertools.islice(stream, spec["rows"])))
+    return _with_ids(table, spec["path"].rsplit("/", 1)[-1])
+
+
+def _with_ids(table: pd.DataFrame, prefix: str) -> pd.DataFrame:
+    if "id" not in table:
+        table = table.assign(id=[f"{prefix}{i:06d}" for i in range(len(table))])
+    if not {"text", "messages"} & set(table):
+        raise ValueError(f"a source needs a column `text` or `messages`; this one has {', '.join(table)}")
+    return table

@@ -1,0 +1,156 @@
+"""Train one run: a LoRA adapter (with the checkpoints it saves on the way) or all weights.
+
+Reads `dataset.parquet` and the parent model. With `method: lora` it writes `adapter_model.safetensors` and
+`adapter_config.json` into --adapter, and all saved checkpoints into one `checkpoints.safetensors` (tensor names
+prefixed by the checkpoint's label); with `method: full` it writes a model folder, and torchrun may start it in several
+processes. Killed, it goes on from `.resume` beside its manifest when it is started again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+from contextlib import contextmanager
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import torch
+from safetensors.torch import save_file
+from tqdm import tqdm
+
+from spillover import (
+    data,
+    losses,
+    masking,
+    models,
+    optimizer,
+    packed_attention,
+    packing,
+    provenance,
+    resume,
+    sharding,
+    training,
+)
+
+TRAINING_CODE = (data, masking, packing, packed_attention, losses, optimizer, training)
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = arguments(argv)
+    clock = provenance.start_clock()
+    spec = json.loads(args.spec)
+    settings, seed = spec["train"], spec["seed"]
+    full = settings["method"] == "full"
+    if full and (settings["checkpoints"] or settings["layers"]):
+        raise SystemExit("train.method: full trains all weights to the end: drop train.checkpoints and train.layers")
+    if settings.get("regulariser"):
+        raise SystemExit(f"train.regulariser: {settings['regulariser']['kind']!r} is not available in this version")
+    if bool(args.model) != full or bool(args.adapter and args.checkpoints) == full:
+        raise SystemExit("--model goes with train.method: full, --adapter and --checkpoints with lora")
+    processes = sharding.start()
+    if processes.count > 1 and not (full and args.batching == "packed"):
+        raise SystemExit("several processes train with method: full in packed batches only")
+    model, tokenizer = models.load_base(args.base, args.revision, args.dtype)
+    rows = data.tokenize(pq.read_table(args.dataset).to_pylist(), tokenizer, settings)
+    if full:
+        sharding.shard(model, processes)
+    else:
+        model = training.add_adapter(model, settings, seed, args.name, args.revision)
+    how = {"dtype": args.dtype, "batching": args.batching, "processes": processes.count, "device": model.device.type}
+    name = resume.key(spec, args.dataset, args.base, [m.__file__ for m in TRAINING_CODE], how)
+    every = args.resume_every if args.resume_every is not None else (1800 if full else 300)
+    store = resume.Store(Path(args.manifest).parent / ".resume" / name, every, processes)
+    with logged(args.train_log, training.total_steps(len(rows), settings), processes) as report:
+
+        def save(label: str, step: int) -> None:
+            store.keep(label, training.adapter_state(model))
+
+        totals = training.train(
+            model,
+            rows,
+            settings,
+            seed,
+            args.token_budget,
+            report,
+            save,
+            batching=args.batching,
+            store=store,
+            processes=processes,
+            computing=getattr(torch, args.dtype),
+        )
+    folder = Path(args.model or args.adapter)
+    unfinished = folder / ".unfinished"
+    if full:
+        training.write_model(model, tokenizer, unfinished, getattr(torch, args.dtype), processes)
+    else:
+        training.write_adapter(model, unfinished)
+        kept = {f"{label}/{k}": tensor for label, part in store.kept().items() for k, tensor in part.items()}
+        with provenance.atomic_path(args.checkpoints) as path:
+            save_file(kept, path, metadata={"labels": json.dumps(settings["checkpoints"])})
+    if processes.rank == 0:
+        written = sorted(path.name for path in unfinished.iterdir())
+        for file in written:
+            (unfinished / file).replace(folder / file)
+        shutil.rmtree(unfinished)
+        losses_told = f"loss {totals['first_loss']:.3f} -> {totals['last_loss']:.3f}"
+        print(f"{losses_told} in {totals['steps']} steps, {totals['seconds']:.0f} s")
+        provenance.write_manifest(
+            args.manifest,
+            stage="train",
+            spec=spec,
+            inputs=[args.dataset],
+            seconds=clock.seconds,
+            outputs=[*(str(folder / file) for file in written), *([] if full else [args.checkpoints])],
+            extra={
+                **totals,
+                "batching": args.batching,
+                "processes": processes.count,
+                "gpu_seconds": totals["seconds"] * processes.count if totals["device"] == "cuda" else 0.0,
+            },
+        )
+    store.remove()
+    sharding.stop(processes)
+
+
+def arguments(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--spec", required=True)
+    parser.add_argument("--dataset", required=True)
+    parser.add_argument("--base", required=True, help="the parent model: hub id or folder")
+    parser.add_argument("--revision")
+    parser.add_argument("--name", required=True, help="the base model's name as recorded in the adapter")
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--token-budget", type=int, default=16384, help="tokens in one micro-batch")
+    parser.add_argument("--batching", choices=["packed", "padded"], default="packed", help="padded is the reference")
+    parser.add_argument("--resume-every", type=float, help="seconds between states to resume from (default 300)")
+    parser.add_argument("--adapter", help="folder of the adapter")
+    parser.add_argument("--checkpoints")
+    parser.add_argument("--model", help="folder of the whole model (method: full)")
+    parser.add_argument("--train-log", required=True)
+    parser.add_argument("--manifest", required=True)
+    return parser.parse_args(argv)
+
+
+@contextmanager
+def logged(path: str, steps: int, processes: sharding.Processes):
+    """Yields what takes a step's record: a line in the log and a step of the progress bar, in the first process."""
+    if processes.rank:
+        yield lambda record: None
+        return
+    with (
+        provenance.atomic_path(path) as log_path,
+        open(log_path, "w") as log,
+        tqdm(total=steps, unit="step", mininterval=5) as bar,
+    ):
+
+        def report(record: dict) -> None:
+            print(json.dumps(record), file=log)
+            bar.set_postfix(loss=record["loss"], refresh=False)
+            bar.update()
+
+        yield report
+
+
+if __name__ == "__main__":
+    main()
