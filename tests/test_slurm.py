@@ -32,8 +32,8 @@ IMPATIENT = ["--slurm-init-seconds-before-status-checks", "2", "--seconds-betwee
 
 SBATCH = """\
 #!/bin/sh
-for word in "$@"; do printf '%s\\037' "$word"; done >> {notes}/sbatch
-printf '\\036' >> {notes}/sbatch
+# a file a call: Snakemake submits from several threads, whose lines would mix in one
+for word in "$@"; do printf '%s\\037' "$word"; done > "{notes}/calls/$(date +%s%N)-$$"
 exec {sbatch} "$@"
 """
 INTERPRETER = """\
@@ -94,6 +94,7 @@ def ran(cluster, tmp_path_factory):
     interpreter = INTERPRETER.format(notes=notes, unlucky=UNLUCKY, python=sys.executable)
     program(notes / "bin/python", interpreter)
     program(workflow.path / ".venv-vllm/bin/python", interpreter)  # the profile sends generation there
+    (notes / "calls").mkdir()
     program(notes / "bin/sbatch", SBATCH.format(notes=notes, sbatch=find("sbatch")))
 
     environment = os.environ | cluster.variables | {"OMP_NUM_THREADS": "1"}
@@ -111,8 +112,8 @@ def ran(cluster, tmp_path_factory):
 def submissions(ran) -> list[dict[str, str]]:
     """The options of every sbatch, in order; `rule` and `job` come from the comment."""
     found = []
-    for call in (ran[2] / "sbatch").read_text().split("\036")[:-1]:
-        text = call.replace("\037", " ")
+    for call in sorted((ran[2] / "calls").iterdir()):
+        text = call.read_text().replace("\037", " ")
         named = re.search(r"--comment rule_(\w+?)(?:_wildcards_(\S*))? ", text)
         option = {"rule": named[1], "job": named[2] or "", "text": text}
         for name, pattern in {"mem": r"--mem (\d+)", "minutes": r" -t (\d+)", "gpus": r"--gpus=(\S+)"}.items():
