@@ -181,11 +181,11 @@ rule spill_summary:
 
 rule headline_figure:
     input:
-        "<root>/language_spill/analysis/spill_matrix.png",
+        of(FILES.headline_source, "figure"),
     output:
-        "<root>/spill_matrix.png",
+        "<root>/{figure}.png",
     log:
-        "<root>/language_spill/analysis/headline.log",
+        "<root>/{figure}.log",
     conda:
         "../envs/analysis.yaml"
     shell:

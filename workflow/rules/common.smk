@@ -47,6 +47,7 @@ wildcard_constraints:
     language="[a-z]{2}",
     source=r"[a-z0-9_]+",
     view="|".join(files.VIEWS),
+    figure="spill_matrix" + "".join(f"|{names[0].removesuffix('.png')}" for names in files.CLOSING.values()),
 
 
 def code(program):
@@ -84,6 +85,15 @@ def of_view(method, *arguments):
     def get(wildcards):
         view = getattr(wildcards, "view", "matrix")
         return method(wildcards.experiment, view, *arguments)
+
+    return get
+
+
+def of_analysis(method, *arguments):
+    """The same for a closing analysis: what `method` says about the experiment and these arguments."""
+
+    def get(wildcards):
+        return method(wildcards.experiment, *arguments)
 
     return get
 

@@ -20,6 +20,8 @@ BASE_FILES = (
     "tokenizer_config.json",
     "chat_template.jinja",
 )
+CLOSING: dict[str, tuple[str, ...]] = {}
+"""The closing files of each kind of analysis, below `<analysis>`; the first is the headline figure."""
 VIEWS = {"matrix": ("spill",), "dose": ("spill", "dose")}
 """The closing views of a spill experiment and the groups of runs each reads: the headline, and every dose."""
 
@@ -210,14 +212,47 @@ class Files:
         for name, settings in self.plan.experiments.items():
             if settings["analysis"] == "language_spill":
                 files += self.spill_outputs(name)
+            files += [f"{self.root}/{name}/analysis/{file}" for file in CLOSING.get(settings["analysis"], ())]
             first = settings["phases"][:1]
             wanted = [self.plan.runs[i] for i in self.plan.selected if self.plan.runs[i].experiment == name]
             files += [f for run in wanted if run.phase is None or [run.phase] == first for f in self.finished(run.id)]
         return files + self.headlines()
 
     def headlines(self) -> list[str]:
-        """The figures at the root of the results."""
-        return [f"{self.root}/spill_matrix.png"] if "language_spill" in self.plan.experiments else []
+        """The figures at the root of the results: those of the experiments that ship."""
+        figures = {"language_spill": "spill_matrix.png"} | {kind: names[0] for kind, names in CLOSING.items()}
+        return [f"{self.root}/{figure}" for kind, figure in figures.items() if kind in self.plan.experiments]
+
+    def headline_source(self, figure: str) -> str:
+        """Where a headline figure is made: in the analysis of the experiment of its name."""
+        experiment = "language_spill" if figure == "spill_matrix" else figure
+        return f"{self.root}/{experiment}/analysis/{figure}.png"
+
+    # Any other closing analysis: what it reads of the selected runs and of the untrained model
+
+    def closing_runs(self, experiment: str) -> list[Run]:
+        """The untrained model (once a seed) and every selected run of an experiment."""
+        seeds = self.plan.experiments[experiment]["seeds"]
+        return [*(self.plan.runs[f"{experiment}/{BASE}/seed{seed}"] for seed in seeds), *self.plan.of(experiment)]
+
+    def closing_files(self, experiment: str, file: str) -> list[str]:
+        """One file of every run that is evaluated: completions.parquet, labels.parquet, measures.parquet."""
+        return [f"{self.folder(run.id)}/{file}" for run in self.closing_runs(experiment) if run.evaluate]
+
+    def closing_vectors(self, experiment: str) -> list[str]:
+        return [f"{self.folder(run.id)}/vectors.safetensors" for run in self.closing_runs(experiment) if run.vectors]
+
+    def closing_training(self, experiment: str, file: str) -> list[str]:
+        """One file of every selected run that is trained: train_log.jsonl, dataset_card.json."""
+        runs = [run for run in self.plan.of(experiment) if run.train]
+        return [f"{self.folder(run.id)}/{'model/' * (run.method == 'full')}{file}" for run in runs]
+
+    def closing_records(self, experiment: str) -> str:
+        """JSON with what a closing analysis must know of its runs: one small record a run, the untrained ones first."""
+        return json.dumps([_record(run) for run in self.closing_runs(experiment)], sort_keys=True)
+
+    def closing_spec(self, experiment: str) -> dict:
+        return self.plan.closing_spec(experiment, self.closing_runs(experiment))
 
     # The closing analysis of language_spill
 
@@ -286,6 +321,18 @@ class Files:
             "translator": self.plan.config.get("translator"),
             "languages": languages,
         }
+
+
+def _record(run: Run) -> dict:
+    record = {"run": f"{run.experiment}/{run.name}", "seed": run.seed, "group": run.group, "fields": run.fields}
+    record |= {"checkpoints": run.checkpoints, "evaluated": bool(run.evaluate), "vectors": run.vectors}
+    if run.parent:
+        record["parent"] = {"run": run.parent.run.rsplit("/", 1)[0], "label": run.parent.label}
+    if run.adapter:
+        record["adapter"] = run.adapter.rsplit("/", 1)[0]
+    if run.train:
+        record |= {key: run.train[key] for key in ("method", "learning_rate", "epochs", "steps", "rank")}
+    return record | {key: run.data[key] for key in ("source", "voice", "behaviour") if run.data and key in run.data}
 
 
 def _banks(settings: list[dict]) -> list[str]:

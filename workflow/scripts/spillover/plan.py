@@ -201,6 +201,16 @@ class Plan:
             "seed": run.seed,
         }
 
+    def closing_spec(self, experiment: str, runs: list[Run]) -> dict:
+        """What decides a closing analysis: its options and, per run, digests of what made its labels and vectors."""
+        settings = self.experiments[experiment]
+        digests = {}
+        for run in runs:
+            made = {"labels": self.labels_spec(run.id)} if run.evaluate else {}
+            made |= {"vectors": self.vectors_spec(run.id)} if run.vectors else {}
+            digests[run.id] = _digest(made)
+        return {key: settings[key] for key in ("title", "protocol", "options", "seeds")} | {"runs": digests}
+
     def analysis_spec(self, experiment: str, groups: tuple[str, ...]) -> dict:
         """What decides a closing analysis: options and, per run, its axis values and a digest of its labels' spec.
 
