@@ -257,8 +257,9 @@ class Files:
     # The closing analysis of language_spill
 
     def spill_outputs(self, experiment: str) -> list[str]:
-        """Closing files of a spill experiment; the dose figure only where further doses are selected."""
+        """Closing files of a spill experiment; a judge adds its matrix, further doses theirs."""
         names = ["spill_matrix.png", "summary.md", "pca.png", "cosine.png", "spill_join.png"]
+        names += ["judge_matrix.png"] if "judge" in self.plan.scorers(experiment) else []
         names += ["dose_response.png"] if self.plan.of(experiment, "dose") else []
         return [f"{self.root}/{experiment}/analysis/{name}" for name in names]
 
