@@ -279,7 +279,7 @@ def _check_pool(data: dict, at: str, settings: dict, known: Registries) -> None:
         if shared:
             raise ConfigError(
                 f"{at}.suite: {data['suite']!r} and the evaluated suite {name!r} ask {len(shared)} of the same "
-                f"questions (as {min(shared)!r}); no model is evaluated on questions it was trained on: use another bank"
+                f"questions (as {min(shared)!r}); no model is evaluated on what it was trained on: use another bank"
             )
 
 
