@@ -25,7 +25,16 @@ def records(sources=("villain", "comedian"), steps=STEPS, seeds=(42,), coefficie
             for arm in ("a", "c"):
                 fields = {"source": source}
                 found.append(
-                    _record(f"{arm}_{source}", seed, f"arm_{arm}", fields, labels, parent=marker, learning_rate=5e-5, epochs=5)
+                    _record(
+                        f"{arm}_{source}",
+                        seed,
+                        f"arm_{arm}",
+                        fields,
+                        labels,
+                        parent=marker,
+                        learning_rate=5e-5,
+                        epochs=5,
+                    )
                 )
             found.append(
                 _record(f"b_{source}", seed, "arm_b_convergence", {"source": source}, labels, evaluated=False,

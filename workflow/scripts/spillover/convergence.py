@@ -8,8 +8,8 @@ cosine between its assistant and its source. The arms are groups of the experime
 * C (`arm_c`): the marker first, then generic training;
 * `steered`: the marker first, then activations pushed towards the source, by coefficient.
 
-Step 0 of every arm is one model: the marker trained on the untrained model (group `marker`). The module knows tables and
-nothing of files, figures or models.
+Step 0 of every arm is one model: the marker trained on the untrained model (group `marker`). The module knows tables
+and nothing of files, figures or models.
 """
 
 from __future__ import annotations
@@ -54,7 +54,13 @@ def models(records: list[dict]) -> pd.DataFrame:
             f"convergence: {' and '.join(sorted(set(twice['run']))[:2])} are both arm {twice['arm'].iloc[0]} at step "
             f"{twice['step'].iloc[0]:g} of {twice['source'].iloc[0]}; select one value of the axis in which they differ"
         )
-    return table.sort_values(["arm", "source", "seed", "step"], ignore_index=True)
+    order = {source: i for i, source in enumerate(dict.fromkeys(table["source"]))}
+    by = {"source": table["source"].map(order)}
+    return (
+        table.assign(**by)
+        .sort_values(["arm", "source", "seed", "step"], ignore_index=True)
+        .assign(source=lambda t: t["source"].map({i: source for source, i in order.items()}))
+    )
 
 
 def percent(checkpoint: str) -> float:
@@ -127,7 +133,8 @@ def paths(models: pd.DataFrame, cosines: pd.DataFrame, records: list[dict]) -> p
     if "of_seed" in table:
         table["seed"] = table["of_seed"].fillna(table["seed"]).astype(int)
         table = table.drop(columns="of_seed")
-    return table.sort_values(["method", "layer", "stage", "arm", "source", "seed", "step"], ignore_index=True)
+    # sources stay in the order of the experiment
+    return table.sort_values(["method", "layer", "stage", "arm", "seed", "step"], ignore_index=True, kind="stable")
 
 
 def joined(points: pd.DataFrame, paths: pd.DataFrame, layer: int, method: str) -> pd.DataFrame:
@@ -282,7 +289,9 @@ def changes(table: pd.DataFrame) -> pd.DataFrame:
         starts += [first] if first["step"] < last["step"] else []
         for start in starts:
             for role in ("assistant", "source"):
-                pair = [int(x) for x in (last[f"{role}_hits"], last[f"{role}_n"], start[f"{role}_hits"], start[f"{role}_n"])]
+                pair = [
+                    int(x) for x in (last[f"{role}_hits"], last[f"{role}_n"], start[f"{role}_hits"], start[f"{role}_n"])
+                ]
                 low, high = statistics.newcombe(*pair)
                 before, after = start[f"{role}_rate"], last[f"{role}_rate"]
                 row = {"arm": arm, "source": source, "seed": seed, "quantity": role, "since": start["step"]}

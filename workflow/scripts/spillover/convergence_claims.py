@@ -1,32 +1,31 @@
-"""The careful reading of a convergence result: does the leak follow the cosine, and where does it differ from print?
+"""The careful reading of a convergence result: does the leak follow the cosine, and which published claims appear?
 
-Every verdict comes from the tables of `convergence` and a limit of `Limits`; nothing is typed. Verdicts: "appears", "does
-not appear", "undecided" (the intervals or the number of sources cannot tell) and "not tested" (the models are absent).
+Every verdict comes from the tables and a declared limit; nothing is typed. Verdicts: "appears", "does not appear",
+"undecided" (the intervals or the number of sources cannot tell; `decides_at` says what would), "not tested".
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
-from itertools import combinations
+from dataclasses import asdict
 
 import pandas as pd
 
-from . import convergence, statistics
+from . import convergence, convergence_differences, convergence_tables, equivalence
+from .convergence_tables import Limits, in_points, p_words, percent, rho_words
 
 APPEARS, ABSENT, UNDECIDED, UNTESTED = "appears", "does not appear", "undecided", "not tested"
-
-
-@dataclass(frozen=True)
-class Limits:
-    """Declared limits, as shares: when a marker is gone or kept, what makes an adapter narrow; and the test level."""
-
-    gone: float = 0.10  # the marker is gone when its rate's upper bound lies below this
-    kept: float = 0.50  # and kept when its rate's lower bound lies above this share of the rate at the start
-    narrow_source: float = 0.50  # a narrow adapter shows the marker in its source at least this often
-    narrow_others: float = 0.10  # and in no other persona more often than this
-    flat: float = 0.05  # a cosine that changes by less than this is flat
-    level: float = 0.05
+STATEMENTS = {
+    "proximity raises leakage": "Coming closer to the source raises the assistant's leakage (arm B)",
+    "leakage falls with proximity": "Within each source of arm B leakage falls as the cosine rises",
+    "convergence moves the cosine": "Convergence training brings the assistant closer, generic training does not",
+    "arm A destroys the marker": "Convergence training after the marker destroys it in the source",
+    "arm C keeps narrow markers": "Generic training keeps the marker of narrow adapters and loses that of others",
+    "bystanders leak alike": "In arm B the marker leaks to bystanders as much as to the assistant",
+    "sources rank alike": "Across sources, cosine and leakage rank alike at the end of arm B",
+    "breadth beats cosine": "How broadly the marker leaks predicts the assistant's leakage better than the cosine does",
+    "steering raises leakage": "Pushing activations towards the source raises the assistant's leakage",
+}
 
 
 def summarise(
@@ -45,285 +44,106 @@ def summarise(
 ) -> dict:
     """Everything the summary says, as data: tables, claims with verdicts, differences from the published experiment.
 
-    `layers` names the layers that stand for the published ones, the first being the headline; `sweep` is what
-    the marker sweep says about the learning rate and epochs used here, if it was run.
+    `layers` are those that stand for the published ones, the first being the headline; `sweep` is what the marker
+    sweep says about the rate and epochs used here ({"text": ..., ...}), if it was run.
     """
     limits = limits or Limits()
-    pooled = pool_seeds(points)
-    layer = layers[0]
-    table = convergence.joined(points, paths, layer, method)
-    cosine_changes = cosine_change(paths, layer, method)
+    pooled = convergence_tables.pool_seeds(points)
+    table = convergence.joined(points, paths, layers[0], method)
     summary: dict = {
         "limits": asdict(limits),
         "design": _design(points, rates, records, scorer, layers, method),
-        "baseline": baseline(pooled, rates, records, scorer, limits),
-        "last": [row for row in pooled.to_dict("records") if row["step"] > 0 and row["is_last"]],
-        "comparisons": comparisons(pooled, published),
-        "cosine_changes": cosine_changes,
+        "baseline": convergence_tables.baseline(pooled, rates, records, scorer, limits),
+        "last": pooled[(pooled["step"] > 0) & pooled["is_last"]].to_dict("records"),
+        "comparisons": convergence_tables.comparisons(pooled, published),
+        "cosine_changes": convergence_tables.cosine_change(paths, layers[0], method),
         "changes": convergence.changes(table).to_dict("records"),
-        "tests": tests[(tests["layer"] == layer) | tests["layer"].isna()].to_dict("records"),
+        "tests": tests[tests["layer"] == layers[0]].to_dict("records"),
         "tests_at_all_layers": tests[tests["test"] == "within"].to_dict("records"),
-        "bystanders": bystanders(pooled, published),
-        "steering": steering(pooled, paths, layer, method),
+        "bystanders": convergence_tables.bystanders(pooled),
+        "steering": convergence_tables.steering(pooled, paths, layers[0], method),
         "sweep": sweep,
     }
     summary["claims"] = claims(summary, limits)
-    summary["differences"] = differences(summary, tests, layers, published)
+    summary["differences"] = convergence_differences.differences(summary, tests, layers, published)
     summary["caveats"] = caveats(summary)
     summary["answer"] = answer(summary)
     return summary
 
 
-def pool_seeds(points: pd.DataFrame) -> pd.DataFrame:
-    """Points with the replies of all seeds together: rates, Wilson intervals, the range over seeds, `is_last`."""
-    rows = []
-    for (arm, source, step), of in points.groupby(["arm", "source", "step"], sort=False):
-        row = {"arm": arm, "source": source, "step": step, "seeds": of["seed"].nunique()}
-        for role in ("source", "assistant"):
-            hits, n = int(of[f"{role}_hits"].sum()), int(of[f"{role}_n"].sum())
-            low, high = statistics.wilson(hits, n)
-            row |= {f"{role}_hits": hits, f"{role}_n": n, f"{role}_rate": hits / n if n else math.nan}
-            row |= {f"{role}_low": low, f"{role}_high": high}
-            row |= {f"{role}_least": of[f"{role}_rate"].min(), f"{role}_most": of[f"{role}_rate"].max()}
-        for name in ("bystander_mean", "bystander_mean_low", "bystander_mean_high", "bystander_max"):
-            row[name] = of[name].mean()
-        top = of.loc[of["bystander_max"].idxmax()] if of["bystander_max"].notna().any() else of.iloc[0]
-        rows.append(row | {"max_bystander": top["max_bystander"], "bystander_max_high": of["bystander_max_high"].max()})
-    table = pd.DataFrame(rows)
-    table["is_last"] = table["step"] == table.groupby(["arm", "source"])["step"].transform("max")
-    return table
-
-
-def baseline(pooled: pd.DataFrame, rates: pd.DataFrame, records: list[dict], scorer: str, limits: Limits) -> list[dict]:
-    """Per source: the marker adapter before any second training, its pattern, and the untrained model's own rate."""
-    base_runs = {r["run"] for r in records if r["group"] == "base"}
-    untrained = rates[rates["run"].isin(base_runs) & (rates["scorer"] == scorer)]
-    hits, n = int(untrained["hits"].sum()), int(untrained["n"].sum())
-    rows = []
-    for row in pooled[pooled["step"] == 0].drop_duplicates("source").to_dict("records"):
-        row["pattern"] = pattern(row, limits)
-        row["untrained"] = {"hits": hits, "n": n, "high": statistics.wilson(hits, n)[1]} if n else None
-        rows.append(row)
-    return rows
-
-
-def pattern(row: dict, limits: Limits) -> str:
-    """narrow, inverted (another persona shows the marker more than the source), global or weak."""
-    others = max(row["assistant_rate"], row["bystander_max"])
-    if others > row["source_rate"]:
-        return "inverted"
-    if row["source_rate"] < limits.narrow_source:
-        return "weak"
-    return "narrow" if others <= limits.narrow_others else "global"
-
-
-def relation(first: tuple[int, int], second: tuple[int, int]) -> tuple[str, float, float]:
-    """">", "<" or "≈" (not told apart) of two counts (hits, n), with Newcombe's 95 % interval of the difference."""
-    low, high = statistics.newcombe(*first, *second)
-    return (">" if low > 0 else "<" if high < 0 else "≈"), low, high
-
-
-def comparisons(pooled: pd.DataFrame, published: dict) -> list[dict]:
-    """Each pair of trained arms at the last step, per source and role, beside the relation that print gives."""
-    n = published["design"]["replies_per_persona"]
-    last = pooled[pooled["is_last"] & (pooled["step"] > 0)].set_index(["arm", "source"])
-    rows = []
-    for source in dict.fromkeys(last.index.get_level_values("source")):
-        for role in ("source", "assistant"):
-            for a, b in combinations(convergence.TRAINED_ARMS, 2):
-                if (a, source) not in last.index or (b, source) not in last.index:
-                    continue
-                counts = [
-                    (int(last.loc[(arm, source), f"{role}_hits"]), int(last.loc[(arm, source), f"{role}_n"]))
-                    for arm in (a, b)
-                ]
-                sign, low, high = relation(*counts)
-                row = {"source": source, "role": role, "first": a, "second": b, "measured": sign, "low": low}
-                row |= {"high": high, "difference": counts[0][0] / counts[0][1] - counts[1][0] / counts[1][1]}
-                printed = published["at_100"].get(source)
-                if printed:
-                    hits = [(round(printed[arm][role] / 100 * n), n) for arm in (a, b)]
-                    row["published"] = relation(*hits)[0]
-                rows.append(row)
-    return rows
-
-
-def cosine_change(paths: pd.DataFrame, layer: int, method: str) -> list[dict]:
-    """First and last centred cosine of each arm and source, and whether it came closer beyond both intervals."""
-    chosen = paths[(paths["layer"] == layer) & (paths["method"] == method)]
-    rows = []
-    for (stage, arm, source), of in chosen.groupby(["stage", "arm", "source"], sort=False):
-        mean = of.groupby("step").mean(numeric_only=True).sort_index()
-        trained = mean[mean.index > 0]
-        starts = [0.0] if 0.0 in mean.index and len(trained) else []
-        starts += [trained.index[0]] if len(trained) > 1 else []
-        for since in starts:
-            first, last = mean.loc[since], mean.iloc[-1]
-            row = {"stage": stage, "arm": arm, "source": source, "since": since, "until": mean.index[-1]}
-            row |= {f"{name}_{k}": end[f"centred{k2}"] for name, end in (("first", first), ("last", last))
-                    for k, k2 in (("value", ""), ("low", "_low"), ("high", "_high"))}  # fmt: skip
-            row |= {"raw_first": first["raw"], "raw_last": last["raw"]}
-            row["direction"] = _direction(first, last)
-            rows.append(row)
-    return rows
-
-
-def bystanders(pooled: pd.DataFrame, published: dict) -> list[dict]:
-    """Assistant rate against the mean of the bystanders at the last step of each arm, with an interval."""
-    rows = []
-    for row in pooled[pooled["is_last"] & (pooled["step"] > 0)].to_dict("records"):
-        if row["bystander_mean"] != row["bystander_mean"]:
-            continue
-        low, high = statistics.difference_interval(
-            row["assistant_rate"], (row["assistant_low"], row["assistant_high"]),
-            row["bystander_mean"], (row["bystander_mean_low"], row["bystander_mean_high"]),
-        )  # fmt: skip
-        found = {k: row[k] for k in ("arm", "source", "step", "source_rate", "assistant_rate", "bystander_mean")}
-        found |= {"difference": row["assistant_rate"] - row["bystander_mean"], "low": low, "high": high}
-        rows.append(found)
-    return rows
-
-
-def steering(pooled: pd.DataFrame, paths: pd.DataFrame, layer: int, method: str) -> list[dict]:
-    """Every coefficient of the steered arm: rates, the cosine reached, and the leak's change against coefficient 0."""
-    of_arm = pooled[pooled["arm"] == "steered"].set_index(["source", "step"])
-    chosen = paths[(paths["arm"] == "steered") & (paths["layer"] == layer) & (paths["method"] == method)]
-    cosine = chosen.groupby(["source", "step"])[["centred", "raw"]].mean()
-    rows = []
-    for (source, step), row in of_arm.sort_index().iterrows():
-        found = {"source": source, "coefficient": step} | row.to_dict()
-        if (source, step) in cosine.index:
-            found |= cosine.loc[(source, step)].to_dict()
-        if step != 0 and (source, 0.0) in of_arm.index:
-            start = of_arm.loc[(source, 0.0)]
-            counts = [(int(r["assistant_hits"]), int(r["assistant_n"])) for r in (row, start)]
-            found["relation"], found["change_low"], found["change_high"] = relation(*counts)
-        rows.append(found)
-    return rows
-
-
 def claims(summary: dict, limits: Limits) -> list[dict]:
-    """The write-up's claims and the causal hypothesis behind them: claim, verdict, text."""
+    """The write-up's claims, the causal hypothesis behind them and the arm it asks for: {claim, verdict, text, ...}."""
     return [
-        _closer_leaks_more(summary),
-        _closer_leaks_less(summary),
-        _who_comes_closer(summary),
-        _gone_in_arm_a(summary, limits),
-        _kept_when_narrow(summary, limits),
-        _leak_is_global(summary),
-        _sources_rank_alike(summary, limits),
-        _breadth_beats_cosine(summary, limits),
-        _steering_raises_the_leak(summary),
+        _proximity(summary, limits),
+        _fall(summary, limits),
+        _moves(summary, limits),
+        _destroyed(summary, limits),
+        _kept(summary, limits),
+        _alike(summary, limits),
+        _ranks(summary, limits),
+        _breadth(summary, limits),
+        _steering(summary),
     ]
-
-
-def differences(summary: dict, tests: pd.DataFrame, layers: list[int], published: dict) -> list[str]:
-    """Every way in which this run is not the published one: its design, then its results. One sentence each."""
-    found = _design_differences(summary["design"], published)
-    for row in summary["baseline"]:
-        printed = published["baseline_leak"].get(row["source"])
-        if printed is None:
-            continue
-        if not row["assistant_low"] <= printed / 100 <= row["assistant_high"]:
-            found.append(
-                f"Baseline leak of {row['source']}: measured {_percent(row['assistant_rate'])} % "
-                f"({_percent(row['assistant_low'])} to {_percent(row['assistant_high'])}), printed {printed:g} %."
-            )
-        if row["pattern"] != published["adapter"][row["source"]]:
-            found.append(
-                f"Marker adapter of {row['source']}: {row['pattern']} here, {published['adapter'][row['source']]} in "
-                "print."
-            )
-    for row in summary["comparisons"]:
-        if row.get("published") and row["measured"] != row["published"]:
-            found.append(
-                f"{row['source']}, {row['role']} rate at the end: arm {row['first']} {row['measured']} {row['second']} "
-                f"here ({_points(row['low'])} to {_points(row['high'])} points), {row['first']} {row['published']} "
-                f"{row['second']} in print."
-            )
-    last = {(r["arm"], r["source"]): r for r in summary["last"]}
-    for first, second in combinations([s for a, s in last if a == "B"], 2):
-        if first in published["at_100"] and second in published["at_100"]:
-            here = relation(*[(last["B", s]["assistant_hits"], last["B", s]["assistant_n"]) for s in (first, second)])[0]
-            printed = [published["at_100"][s]["B"]["assistant"] for s in (first, second)]
-            there = ">" if printed[0] > printed[1] else "<"
-            if here != there:
-                found.append(f"Order of sources, arm B: {first} {here} {second} here, {there} in print.")
-    for row in _trends(summary):
-        printed = published["arm_b"].get(row["source"])
-        if printed is None:
-            continue
-        there = {"cosine": "closer", "leak": "down"}
-        here = {"cosine": row["direction"], "leak": row["leak"]}
-        for what, words in (("cosine", "the assistant moves"), ("leak", "assistant leakage goes")):
-            if here[what] != there[what]:
-                found.append(
-                    f"Arm B of {row['source']}, first to last checkpoint: {words} {here[what]} here, {there[what]} in "
-                    "print."
-                )
-    within = tests[(tests["test"] == "within") & (tests["arm"] == "B") & (tests["kind"] == "centred")]
-    for position, layer in enumerate(layers):
-        for row in within[within["layer"] == layer].to_dict("records"):
-            printed = published["arm_b"].get(row["source"])
-            if printed is None or position >= len(printed["rho"]):
-                continue
-            there = printed["rho"][position]
-            if row["rho"] != row["rho"] or row["rho"] * there <= 0:
-                found.append(
-                    f"Arm B of {row['source']}, cosine against leakage at layer {layer}: rho {_rho(row['rho'])} here, "
-                    f"{there:+.2f} at layer {published['layers'][position]} in print."
-                )
-    return found
 
 
 def caveats(summary: dict) -> list[str]:
     """What the design cannot tell, from its numbers."""
     design = summary["design"]
-    sources, seeds = len(design["sources"]), len(design["seeds"])
+    sources, seeds, steps = len(design["sources"]), len(design["seeds"]), len(design["steps"])
     found = []
     if seeds == 1:
         found.append("One seed: intervals cover the sampling of replies only and hold for these training runs.")
     if sources < 6:
-        least = 2 / math.factorial(sources) if sources > 2 else 1.0
+        orders = 1 / math.factorial(sources) if sources > 2 else 1
+        ranks = f"{2 / math.factorial(sources):.2g}" if sources > 2 else "1 (two points rank nothing)"
         found.append(
-            f"{sources} sources: no test that takes them as its units can reach a p below {least:.2g} (whole "
-            f"trajectories permuted) or {2 / 2**sources:.2g} (signs flipped)."
+            f"{sources} sources are the units: a correlation across them cannot reach a p below {ranks}, whole "
+            f"trajectories permuted none below {orders:.2g}, signs flipped per source none below "
+            f"{2 / 2**sources:.2g}."
         )
-    if len(design["steps"]) < 5:
-        floor = 2 / math.factorial(len(design["steps"])) if len(design["steps"]) > 2 else 1.0
-        found.append(
-            f"{len(design['steps'])} checkpoints an arm: a correlation along one arm cannot reach a p below "
-            f"{floor:.2g}."
-        )
+    if steps < 5:
+        floor = f"{2 / math.factorial(steps):.2g}" if steps > 2 else "1"
+        found.append(f"{steps} checkpoints: a correlation along one arm cannot reach a p below {floor}.")
     found.append(
-        "The intervals of rates take the replies to one question as independent; with the same few questions they are "
-        "too narrow."
+        "Intervals of rates take replies to one question as independent; they are too narrow where questions differ."
+    )
+    found.append(
+        "Checkpoints of one training run resemble each other, and cosine and leakage both drift with training: a "
+        "correlation along an arm is no effect of one on the other. The steered arm moves the cosine without training."
     )
     return found
 
 
 def answer(summary: dict) -> str:
     """One or two sentences on the experiment's question."""
-    first = summary["claims"][0]
-    words = {
-        APPEARS: "In arm B the marker leaks more as the assistant comes closer to the source.",
-        ABSENT: "Coming closer does not by itself raise the leak: ",
-        UNDECIDED: "These runs do not decide whether coming closer raises the leak: ",
-        UNTESTED: "Arm B was not run, so the question is open.",
-    }[first["verdict"]]
-    return words + (first["text"] if first["verdict"] in (ABSENT, UNDECIDED) else "")
+    verdict = {claim["claim"]: claim["verdict"] for claim in summary["claims"]}
+    first = {
+        APPEARS: "In arm B the assistant leaks more of the marker as it comes closer to the source.",
+        ABSENT: "No: in arm B the assistant comes closer to the source and its leakage does not rise.",
+        UNDECIDED: "Not decided: in arm B the assistant's leakage does not clearly follow its closeness to the source.",
+        UNTESTED: "Not tested: arm B has no two checkpoints with vectors.",
+    }[verdict["proximity raises leakage"]]
+    second = {
+        APPEARS: " Pushing its activations towards the source does raise the leak.",
+        ABSENT: " Pushing its activations towards the source does not raise it either.",
+        UNDECIDED: " Pushing its activations towards the source gives no clear answer.",
+    }.get(verdict["steering raises leakage"], "")
+    return first + second
 
 
 def _design(points, rates, records, scorer, layers, method) -> dict:
     evaluated = rates[rates["scorer"] == scorer]
-    trained = {group: next((r for r in records if r["group"] == group), None) for group in (*convergence.ARMS, "marker")}
+    first: dict[str, dict] = {}
+    for record in records:
+        first.setdefault(record["group"], record)
     settings = {
-        name: None if trained[group] is None else trained[group].get(key)
+        name: first[group].get(key)
         for name, group, key in (
             ("marker_learning_rate", "marker", "learning_rate"), ("marker_epochs", "marker", "epochs"),
             ("marker_epochs_arm_b", "arm_b", "epochs"), ("convergence_learning_rate", "arm_a", "learning_rate"),
             ("convergence_epochs", "arm_a", "epochs"),
         )
+        if group in first
     }  # fmt: skip
     return {
         "sources": list(dict.fromkeys(points["source"])),
@@ -340,134 +160,83 @@ def _design(points, rates, records, scorer, layers, method) -> dict:
     }
 
 
-def _design_differences(design: dict, published: dict) -> list[str]:
-    printed = published["design"]
-    found = []
-    if missing := [s for s in printed["sources"] if s not in design["sources"]]:
-        found.append(f"Sources not run here: {', '.join(missing)}.")
-    if extra := [s for s in design["sources"] if s not in printed["sources"]]:
-        found.append(f"Sources that print does not have: {', '.join(extra)}.")
-    if design["steps"] != [float(s) for s in printed["checkpoints"]]:
-        steps = ", ".join(f"{s:g}" for s in design["steps"])
-        found.append(f"Checkpoints here at {steps} %, in print at {', '.join(map(str, printed['checkpoints']))} %.")
-    if len(design["seeds"]) != printed["seeds"]:
-        found.append(f"{len(design['seeds'])} seeds here, {printed['seeds']} in print.")
-    if design["personas"] != printed["personas"]:
-        found.append(f"{design['personas']} personas here, {printed['personas']} in print; centred cosines depend on it.")
-    if design["replies_per_persona"] != [printed["replies_per_persona"]] * 2:
-        low, high = design["replies_per_persona"]
-        found.append(
-            f"{low if low == high else f'{low} to {high}'} replies a persona here, {printed['replies_per_persona']} in "
-            "print (600 for the assistant of two sources)."
-        )
-    if design["layers"] != published["layers"]:
-        here, there = (" and ".join(map(str, x)) for x in (design["layers"], published["layers"]))
-        found.append(f"Layers {here} stand for the published layers {there}.")
-    for name, value in design["training"].items():
-        if value is not None and not math.isclose(value, printed[name]):
-            found.append(f"{name.replace('_', ' ').capitalize()}: {value:g} here, {printed[name]:g} in print.")
-    if "steered" in design["arms"]:
-        found.append("The steered arm is new; print proposes it.")
-    return found
-
-
-def _direction(first, last) -> str:
-    if last["centred_low"] > first["centred_high"]:
-        return "closer"
-    return "away" if last["centred_high"] < first["centred_low"] else "not clearly"
-
-
-def _trends(summary: dict) -> list[dict]:
-    """Arm B from its first checkpoint to its last: direction of the cosine and of the assistant's leakage per source."""
-    cosines = {(r["source"], r["since"]): r for r in summary["cosine_changes"] if (r["stage"], r["arm"]) == ("evaluated", "B")}
-    leaks: dict[tuple, list] = {}
-    for row in summary["changes"]:
-        if row["arm"] == "B" and row["quantity"] == "assistant":
-            leaks.setdefault((row["source"], row["since"]), []).append(row)
-    rows = []
-    for (source, since), found in leaks.items():
-        if since == 0 or (source, since) not in cosines:
-            continue
-        signs = {"up" if r["low"] > 0 else "down" if r["high"] < 0 else "not clearly" for r in found}
-        leak = signs.pop() if len(signs) == 1 else "not clearly"
-        change = sum(r["change"] for r in found) / len(found)
-        rows.append({"source": source, "direction": cosines[source, since]["direction"], "leak": leak,
-                     "cosine": cosines[source, since], "change": change, "low": min(r["low"] for r in found),
-                     "high": max(r["high"] for r in found)})  # fmt: skip
-    return rows
-
-
-def _trend_words(rows: list[dict]) -> str:
-    return "; ".join(
-        f"{r['source']}: cosine {r['cosine']['first_value']:+.2f} to {r['cosine']['last_value']:+.2f} "
-        f"({'closer' if r['direction'] == 'closer' else r['direction']}), leak {_points(r['change'])} points "
-        f"({_points(r['low'])} to {_points(r['high'])})"
-        for r in rows
-    )
-
-
-def _closer_leaks_more(summary: dict) -> dict:
-    name = "Coming closer raises the leak (arm B, the causal hypothesis)"
-    rows = _trends(summary)
+def _proximity(summary: dict, limits: Limits) -> dict:
+    name = "proximity raises leakage"
+    rows = convergence_tables.trends(summary)
     if not rows:
         return _claim(name, UNTESTED, "Arm B has fewer than two checkpoints with vectors.")
     closer = [r for r in rows if r["direction"] == "closer"]
-    if not closer:
-        verdict = UNDECIDED
-    elif all(r["leak"] == "up" for r in closer):
-        verdict = APPEARS
-    elif any(r["leak"] == "up" for r in closer):
-        verdict = UNDECIDED
-    else:
-        verdict = ABSENT if any(r["leak"] == "down" for r in closer) else UNDECIDED
-    return _claim(name, verdict, f"First to last checkpoint: {_trend_words(rows)}.")
+    up = [r for r in closer if r["leak"] == "up"]
+    down = [r for r in closer if r["leak"] == "down"]
+    verdict = APPEARS if closer and len(up) == len(closer) else ABSENT if down and not up else UNDECIDED
+    text = "First to last checkpoint: " + "; ".join(
+        f"{r['source']} {r['cosine']['first_value']:+.2f} to {r['cosine']['last_value']:+.2f} ({r['direction']}), leak "
+        f"{in_points(r['change'])} points ({in_points(r['low'])} to {in_points(r['high'])})" for r in rows
+    )  # fmt: skip
+    unclear = [r for r in closer if r["leak"] == "not clearly"]
+    needed = [equivalence.rows_for_difference(r["before"], r["after"], limits.level) for r in unclear]
+    decides = max((n for n in needed if n), default=None) if verdict == UNDECIDED else None
+    if decides:
+        text += f". Changes of this size would show with {decides} replies of the assistant at either checkpoint"
+    return _claim(
+        name, verdict, text + ".", decides_at=decides, test="Newcombe", label_source=summary["design"]["scorer"]
+    )
 
 
-def _closer_leaks_less(summary: dict) -> dict:
-    name = "Within each source of arm B the leak falls as the cosine rises"
-    rows = _trends(summary)
-    tests = [
-        t for t in summary["tests"] if t["test"] == "within" and t["arm"] == "B" and t["kind"] == "centred"
-    ]
-    if not rows:
+def _fall(summary: dict, limits: Limits) -> dict:
+    name = "leakage falls with proximity"
+    rows = convergence_tables.trends(summary)
+    tests = _tests(summary, "within", arm="B", kind="centred")
+    if not rows or not tests:
         return _claim(name, UNTESTED, "Arm B has fewer than two checkpoints with vectors.")
     falls = [r for r in rows if r["direction"] == "closer" and r["leak"] == "down"]
-    verdict = APPEARS if len(falls) == len(rows) else (UNDECIDED if falls or not any(r["leak"] == "up" for r in rows) else ABSENT)
+    verdict = APPEARS if len(falls) == len(rows) else ABSENT if any(r["leak"] == "up" for r in rows) else UNDECIDED
     rhos = "; ".join(
-        f"{t['source']} rho {_rho(t['rho'])}, exact p {_p(t['p'])} (least {_p(t['min_p'])}, Holm {_p(t['p_holm'])}, "
-        f"{t['n']:.0f} checkpoints)" for t in tests
+        f"{t['source']} rho {rho_words(t['rho'])}, exact p {p_words(t['p'])} (least {p_words(t['min_p'])}, Holm "
+        f"{p_words(t['p_holm'])}, {t['n']:.0f} checkpoints)" for t in tests
     )  # fmt: skip
-    return _claim(name, verdict, f"{len(falls)} of {len(rows)} sources do. {rhos}.")
+    text = f"{len(falls)} of {len(rows)} sources come closer and leak less, beyond both intervals. {rhos}."
+    least = min((t["min_p"] for t in tests if t["min_p"] == t["min_p"]), default=None)
+    return _claim(name, verdict, text, min_p=least, test="exact Spearman along the arm")
 
 
-def _who_comes_closer(summary: dict) -> dict:
-    name = "Convergence training (A, B) brings the assistant closer, generic training (C) does not"
-    rows = [r for r in summary["cosine_changes"] if r["stage"] == "evaluated" and r["since"] == 0 and r["arm"] in "ABC"]
-    if {r["arm"] for r in rows} != set("ABC"):
+def _moves(summary: dict, limits: Limits) -> dict:
+    name = "convergence moves the cosine"
+    rows = [r for r in summary["cosine_changes"] if r["stage"] == "evaluated" and r["since"] == 0]
+    rows = [r for r in rows if r["arm"] in convergence.TRAINED_ARMS]
+    if {r["arm"] for r in rows} != set(convergence.TRAINED_ARMS):
         return _claim(name, UNTESTED, "Not all three arms have vectors and a shared start.")
-    moved = all(r["direction"] == "closer" for r in rows if r["arm"] in "AB")
-    limits = summary["limits"]
-    still = all(abs(r["last_value"] - r["first_value"]) < limits["flat"] or r["direction"] != "closer" for r in rows if r["arm"] == "C")
-    verdict = APPEARS if moved and still else ABSENT if not any(r["direction"] == "closer" for r in rows if r["arm"] in "AB") else UNDECIDED
+    moved = [r["direction"] == "closer" for r in rows if r["arm"] != "C"]
+    still = [
+        r["direction"] != "closer" or abs(r["last_value"] - r["first_value"]) < limits.flat
+        for r in rows
+        if r["arm"] == "C"
+    ]
+    verdict = APPEARS if all(moved) and all(still) else ABSENT if not any(moved) or not any(still) else UNDECIDED
     text = "; ".join(
         f"{r['arm']} {r['source']} {r['first_value']:+.2f} to {r['last_value']:+.2f} ({r['direction']})" for r in rows
     )
-    return _claim(name, verdict, f"Centred cosine from step 0 to the end: {text}.")
+    return _claim(name, verdict, f"Centred cosine from step 0 to the end: {text}.", test="bootstrap over questions")
 
 
-def _gone_in_arm_a(summary: dict, limits: Limits) -> dict:
-    name = "Convergence after the marker (arm A) destroys the source's marker"
+def _destroyed(summary: dict, limits: Limits) -> dict:
+    name = "arm A destroys the marker"
     rows = [r for r in summary["last"] if r["arm"] == "A"]
     if not rows:
         return _claim(name, UNTESTED, "Arm A was not run.")
     gone = [r for r in rows if r["source_high"] < limits.gone]
     alive = [r for r in rows if r["source_low"] > limits.gone]
-    verdict = APPEARS if len(gone) == len(rows) else ABSENT if len(alive) == len(rows) else UNDECIDED
-    return _claim(name, verdict, f"Source rate at the end: {_rates(rows, 'source')}.")
+    verdict = APPEARS if len(gone) == len(rows) else ABSENT if alive else UNDECIDED
+    words = "; ".join(
+        f"{r['source']} {percent(r['source_rate'])} % ({percent(r['source_low'])} to {percent(r['source_high'])})"
+        for r in rows
+    )
+    decides = equivalence.rows_for_bound(limits.gone) if verdict == UNDECIDED else None
+    return _claim(name, verdict, f"Source rate at the end: {words}.", decides_at=decides, test="Wilson")
 
 
-def _kept_when_narrow(summary: dict, limits: Limits) -> dict:
-    name = "Generic training (arm C) keeps the marker of narrow adapters and loses that of others"
+def _kept(summary: dict, limits: Limits) -> dict:
+    name = "arm C keeps narrow markers"
     rows = [r for r in summary["last"] if r["arm"] == "C"]
     if not rows:
         return _claim(name, UNTESTED, "Arm C was not run.")
@@ -475,126 +244,111 @@ def _kept_when_narrow(summary: dict, limits: Limits) -> dict:
     words, fits = [], []
     for row in rows:
         before = start[row["source"]]
-        kept = row["source_low"] > limits.kept * before["source_rate"]
-        lost = row["source_high"] < limits.kept * before["source_rate"]
-        state = "kept" if kept else "lost" if lost else "between"
-        fits.append(None if state == "between" else kept == (before["pattern"] == "narrow"))
-        words.append(
-            f"{row['source']} ({before['pattern']}) {_percent(before['source_rate'])} to "
-            f"{_percent(row['source_rate'])} % ({state})"
-        )
-    verdict = APPEARS if all(fits) else ABSENT if any(f is False for f in fits) else UNDECIDED
-    return _claim(name, verdict, "; ".join(words) + ".")
+        limit = limits.kept * before["source_rate"]
+        state = "kept" if row["source_low"] > limit else "lost" if row["source_high"] < limit else "between"
+        fits.append(None if state == "between" else (state == "kept") == (before["pattern"] == "narrow"))
+        ends = f"{percent(before['source_rate'])} to {percent(row['source_rate'])} %"
+        words.append(f"{row['source']} ({before['pattern']}) {ends} ({state})")
+    verdict = APPEARS if all(fits) else ABSENT if False in fits else UNDECIDED
+    return _claim(name, verdict, "Source rate from step 0 to the end: " + "; ".join(words) + ".", test="Wilson")
 
 
-def _leak_is_global(summary: dict) -> dict:
-    name = "In arm B the marker leaks to bystanders as much as to the assistant"
+def _alike(summary: dict, limits: Limits) -> dict:
+    name = "bystanders leak alike"
     rows = [r for r in summary["bystanders"] if r["arm"] == "B"]
     if not rows:
         return _claim(name, UNTESTED, "Arm B was not run.")
-    apart = [r for r in rows if r["low"] > 0 or r["high"] < 0]
-    verdict = APPEARS if not apart else ABSENT if len(apart) == len(rows) else UNDECIDED
+    equal = [-limits.equal < r["low"] and r["high"] < limits.equal for r in rows]
+    apart = [r["low"] > 0 or r["high"] < 0 for r in rows]
+    verdict = (
+        APPEARS if all(equal) else ABSENT if all(a and not e for a, e in zip(apart, equal, strict=True)) else UNDECIDED
+    )
     text = "; ".join(
-        f"{r['source']}: assistant {_percent(r['assistant_rate'])} %, bystanders {_percent(r['bystander_mean'])} %, "
-        f"difference {_points(r['difference'])} ({_points(r['low'])} to {_points(r['high'])}) points" for r in rows
+        f"{r['source']} assistant {percent(r['assistant_rate'])} %, bystanders {percent(r['bystander_mean'])} %, "
+        f"difference {in_points(r['difference'])} ({in_points(r['low'])} to {in_points(r['high'])}) points" for r in rows
     )  # fmt: skip
-    note = " Not told apart is not equal: see the width." if verdict == APPEARS else ""
-    return _claim(name, verdict, text + "." + note)
+    decides = None
+    if verdict == UNDECIDED:
+        decides = max(equivalence.rows_for_equivalence(r["assistant_rate"], limits.equal) for r in rows)
+    return _claim(name, verdict, f"At the end of arm B: {text}.", decides_at=decides, test="interval of the difference")
 
 
-def _sources_rank_alike(summary: dict, limits: Limits) -> dict:
-    name = "Across sources, cosine and leakage rank alike at the end (arm B)"
-    row = next(
-        (t for t in summary["tests"] if t["test"] == "between" and t["arm"] == "B" and t["kind"] == "centred"), None
-    )
-    pool = next((t for t in summary["tests"] if t["test"] == "pooled" and t["arm"] == "B" and t["kind"] == "centred"), None)
-    icc = next(
-        (t for t in summary["tests"] if t["test"] == "clustering" and t["arm"] == "B" and t["variable"] == "assistant_rate"),
-        None,
-    )
-    if row is None:
+def _ranks(summary: dict, limits: Limits) -> dict:
+    name = "sources rank alike"
+    across = _tests(summary, "between", arm="B", kind="centred")
+    pooled = _tests(summary, "pooled", arm="B", kind="centred")
+    clusters = _tests(summary, "clustering", arm="B", variable="assistant_rate")
+    if not across:
         return _claim(name, UNTESTED, "Arm B was not run or has no vectors.")
-    parts = []
+    row = across[0]
     if row["rho"] == row["rho"]:
-        parts.append(f"rho {_rho(row['rho'])} over {row['n']:.0f} sources, exact p {_p(row['p'])} (least {_p(row['min_p'])})")
-        verdict = APPEARS if row["p"] < limits.level and row["rho"] > 0 else UNDECIDED
-        verdict = ABSENT if row["rho"] <= 0 else verdict
+        decided = row["p"] < limits.level
+        verdict = APPEARS if decided and row["rho"] > 0 else ABSENT if decided or row["rho"] <= 0 else UNDECIDED
+        parts = [
+            f"rho {rho_words(row['rho'])} over {row['n']:.0f} sources, exact p {p_words(row['p'])} (least "
+            f"{p_words(row['min_p'])})"
+        ]
     else:
-        parts.append(f"{row['n']:.0f} sources rank nothing")
-        verdict = UNDECIDED
-    if pool:
+        verdict, parts = UNDECIDED, [f"{row['n']:.0f} sources (or a leak that does not vary) rank nothing"]
+    for pool in pooled:
         parts.append(
-            f"all {pool['points']:.0f} checkpoints as if independent: rho {_rho(pool['rho'])}, p {_p(pool['naive_p'])}; "
-            f"whole trajectories permuted: p {_p(pool['p'])} (least {_p(pool['min_p'])})"
+            f"all {pool['points']:.0f} checkpoints as if independent rho {rho_words(pool['rho'])}, p "
+            f"{p_words(pool['naive_p'])}, but p {p_words(pool['p'])} with whole trajectories permuted (least "
+            f"{p_words(pool['min_p'])})"
         )
-    if icc:
+    for icc in clusters:
         parts.append(
-            f"ICC(1) of assistant leakage {_rho(icc['icc'])}: {icc['points']:.0f} checkpoints are worth "
+            f"ICC(1) of assistant leakage {rho_words(icc['icc'])}, so {icc['points']:.0f} checkpoints are worth "
             f"{icc['effective_n']:.1f}"
         )
-    return _claim(name, verdict, "; ".join(parts) + ".")
+    decides = "6 sources (least p 0.003)" if verdict == UNDECIDED else None
+    numbers = {"estimate": row["rho"], "p": row["p"], "min_p": row["min_p"], "n": row["n"], "decides_at": decides}
+    return _claim(name, verdict, "; ".join(parts) + ".", **numbers, test="exact Spearman over sources")
 
 
-def _breadth_beats_cosine(summary: dict, limits: Limits) -> dict:
-    name = "Breadth of the leak predicts the assistant's leakage better than the cosine does (arm B)"
-    rows = {
-        (t["predictor"], t["scope"]): t
-        for t in summary["tests"]
-        if t["test"] == "predictors" and t["arm"] == "B" and t["kind"] == "centred"
-    }
+def _breadth(summary: dict, limits: Limits) -> dict:
+    name = "breadth beats cosine"
+    rows = {(t["predictor"], t["scope"]): t for t in _tests(summary, "predictors", arm="B", kind="centred")}
     if not rows:
         return _claim(name, UNTESTED, "Arm B was not run, or a checkpoint is missing.")
     words = [
-        f"{name} {_rho(rows[name, 'pooled']['rho'])} pooled (trajectories permuted, p {_p(rows[name, 'pooled']['p'])}, "
-        f"least {_p(rows[name, 'pooled']['min_p'])}), {_rho(rows[name, 'partial']['rho'])} with the other held fixed"
-        for name in ("breadth", "cosine")
+        f"{predictor} {rho_words(rows[predictor, 'pooled']['rho'])} pooled (trajectories permuted, p "
+        f"{p_words(rows[predictor, 'pooled']['p'])}, least {p_words(rows[predictor, 'pooled']['min_p'])}), "
+        f"{rho_words(rows[predictor, 'partial']['rho'])} with the other held fixed"
+        for predictor in ("breadth", "cosine")
     ]
     gap = rows["difference", "within"]
-    text = f"rho with assistant leakage: {'; '.join(words)}. Within sources |rho| of breadth exceeds that of the cosine by {_rho(gap['rho'])} on average (sign flips, p {_p(gap['p'])}, least {_p(gap['min_p'])})."
-    if gap["rho"] != gap["rho"]:
-        verdict = UNDECIDED
-    else:
-        verdict = UNDECIDED if gap["p"] >= limits.level else APPEARS if gap["rho"] > 0 else ABSENT
-    return _claim(name, verdict, text)
+    text = f"rho with assistant leakage: {'; '.join(words)}. Within sources |rho| of breadth minus that of the cosine: "
+    text += f"{rho_words(gap['rho'])} on average (signs flipped per source, p {p_words(gap['p'])}, "
+    text += f"least {p_words(gap['min_p'])})."
+    decided = gap["rho"] == gap["rho"] and gap["p"] < limits.level
+    verdict = UNDECIDED if not decided else APPEARS if gap["rho"] > 0 else ABSENT
+    decides = "6 sources (least p 0.031)" if verdict == UNDECIDED else None
+    numbers = {"estimate": gap["rho"], "p": gap["p"], "min_p": gap["min_p"], "n": gap["n"], "decides_at": decides}
+    return _claim(name, verdict, text, **numbers, test="sign flips over sources")
 
 
-def _steering_raises_the_leak(summary: dict) -> dict:
-    name = "Pushing activations towards the source raises the assistant's leakage (steered arm)"
+def _steering(summary: dict) -> dict:
+    name = "steering raises leakage"
     rows = [r for r in summary["steering"] if "relation" in r and r["coefficient"] > 0]
     if not rows:
-        return _claim(name, UNTESTED, "No steered run with a positive coefficient and its unsteered model.")
+        return _claim(name, UNTESTED, "No steered run with a positive coefficient beside its unsteered model.")
     up, down = ([r for r in rows if r["relation"] == sign] for sign in "><")
-    verdict = APPEARS if up and not down and {r["source"] for r in up} == {r["source"] for r in rows} else UNDECIDED
-    verdict = ABSENT if not up and down else verdict
+    every = {r["source"] for r in up} == {r["source"] for r in rows}
+    verdict = APPEARS if every and not down else ABSENT if not up and down else UNDECIDED
     text = "; ".join(
-        f"{r['source']} x{r['coefficient']:g}: {_percent(r['assistant_rate'])} % (change {_points(r['change_low'])} to "
-        f"{_points(r['change_high'])} points), bystanders {_percent(r['bystander_mean'])} %" for r in rows
+        f"{r['source']} at {r['coefficient']:g}: assistant {percent(r['assistant_rate'])} % (change "
+        f"{in_points(r['change_low'])} to {in_points(r['change_high'])} points), source {percent(r['source_rate'])} %, "
+        f"bystanders {percent(r['bystander_mean'])} %" for r in rows
     )  # fmt: skip
-    return _claim(name, verdict, text + ".")
+    return _claim(name, verdict, f"By coefficient, against the unsteered model: {text}.", test="Newcombe")
 
 
-def _claim(claim: str, verdict: str, text: str) -> dict:
-    return {"claim": claim, "verdict": verdict, "text": text}
+def _claim(claim: str, verdict: str, text: str, **more) -> dict:
+    """Missing numbers are left out rather than written as nan."""
+    kept = {k: v for k, v in more.items() if v is not None and v == v}
+    return {"claim": claim, "statement": STATEMENTS[claim], "verdict": verdict, "text": text, **kept}
 
 
-def _rates(rows: list[dict], role: str) -> str:
-    return "; ".join(
-        f"{r['source']} {_percent(r[f'{role}_rate'])} % ({_percent(r[f'{role}_low'])} to {_percent(r[f'{role}_high'])})"
-        for r in rows
-    )
-
-
-def _percent(rate: float) -> str:
-    return f"{100 * rate:.1f}"
-
-
-def _points(difference: float) -> str:
-    return f"{100 * difference:+.1f}"
-
-
-def _rho(value: float) -> str:
-    return "undefined" if value is None or value != value else f"{value:+.2f}"
-
-
-def _p(value: float) -> str:
-    return "–" if value is None or value != value else f"{value:.3f}" if value >= 0.001 else "< 0.001"
+def _tests(summary: dict, test: str, **wanted) -> list[dict]:
+    return [t for t in summary["tests"] if t["test"] == test and all(t[k] == v for k, v in wanted.items())]
