@@ -1,8 +1,8 @@
 """Join marker rates and cosines of a convergence experiment, and test how they go together.
 
 Reads `--rates` (of marker_rates.py) and `--cosines` (of convergence_cosines.py). Writes `--points`, one row a model
-with its rates; `--paths`, its cosine at every layer; `--tests`, every test at every layer (column `test`: within, within and
-start, between, pooled, clustering, predictors, personas); `--changes`, first to last step of every arm.
+with its rates; `--paths`, its cosine at every layer; `--tests`, every test at every layer (column `test`: within,
+within and start, between, pooled, clustering, predictors, personas); `--changes`, first to last step of every arm.
 """
 
 from __future__ import annotations

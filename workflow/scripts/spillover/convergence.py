@@ -55,12 +55,8 @@ def models(records: list[dict]) -> pd.DataFrame:
             f"{twice['step'].iloc[0]:g} of {twice['source'].iloc[0]}; select one value of the axis in which they differ"
         )
     order = {source: i for i, source in enumerate(dict.fromkeys(table["source"]))}
-    by = {"source": table["source"].map(order)}
-    return (
-        table.assign(**by)
-        .sort_values(["arm", "source", "seed", "step"], ignore_index=True)
-        .assign(source=lambda t: t["source"].map({i: source for source, i in order.items()}))
-    )
+    by = ["arm", "source", "seed", "step"]
+    return table.sort_values(by, key=lambda c: c.map(order) if c.name == "source" else c, ignore_index=True)
 
 
 def percent(checkpoint: str) -> float:

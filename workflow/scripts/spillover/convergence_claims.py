@@ -265,8 +265,9 @@ def _alike(summary: dict, limits: Limits) -> dict:
     )
     text = "; ".join(
         f"{r['source']} assistant {percent(r['assistant_rate'])} %, bystanders {percent(r['bystander_mean'])} %, "
-        f"difference {in_points(r['difference'])} ({in_points(r['low'])} to {in_points(r['high'])}) points" for r in rows
-    )  # fmt: skip
+        f"difference {in_points(r['difference'])} ({in_points(r['low'])} to {in_points(r['high'])}) points"
+        for r in rows
+    )
     decides = None
     if verdict == UNDECIDED:
         decides = max(equivalence.rows_for_equivalence(r["assistant_rate"], limits.equal) for r in rows)

@@ -101,8 +101,8 @@ def _claims(summary: dict) -> str:
     lines = [f"- **{c['statement']}: {c['verdict']}.** {c['text']}{_decides(c)}" for c in summary["claims"]]
     limits = summary["limits"]
     lines.append(
-        f"\nLimits used: gone below {_percent(limits['gone'])} %, kept above {_percent(limits['kept'])} % of the start, "
-        f"narrow from {_percent(limits['narrow_source'])} % in the source with no other persona above "
+        f"\nLimits used: gone below {_percent(limits['gone'])} %, kept above {_percent(limits['kept'])} % of the "
+        f"start, narrow from {_percent(limits['narrow_source'])} % in the source with no other persona above "
         f"{_percent(limits['narrow_others'])} %, equal within {_percent(limits['equal'])} points, "
         f"flat within {limits['flat']:g}, test level {limits['level']:g}."
     )

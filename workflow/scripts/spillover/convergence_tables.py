@@ -143,7 +143,7 @@ def steering(pooled: pd.DataFrame, paths: pd.DataFrame, layer: int, method: str)
     chosen = paths[(paths["arm"] == "steered") & (paths["layer"] == layer) & (paths["method"] == method)]
     cosine = chosen.groupby(["source", "step"])[["centred", "raw"]].mean()
     rows = []
-    for (source, step), row in of_arm.sort_index().iterrows():
+    for (source, step), row in of_arm.iterrows():
         found = {"source": source, "coefficient": step} | row.to_dict()
         if (source, step) in cosine.index:
             found |= cosine.loc[(source, step)].to_dict()
