@@ -22,6 +22,8 @@ BASE_FILES = (
 )
 CLOSING: dict[str, tuple[str, ...]] = {}
 """The closing files of each kind of analysis, below `<analysis>`; the first is the headline figure."""
+DATA_KEYS = ("source", "voice", "behaviour", "directive", "completion")
+"""What a closing analysis must know of a run's training data."""
 VIEWS = {"matrix": ("spill",), "dose": ("spill", "dose")}
 """The closing views of a spill experiment and the groups of runs each reads: the headline, and every dose."""
 
@@ -224,7 +226,7 @@ class Files:
             first = settings["phases"][:1]
             wanted = [self.plan.runs[i] for i in self.plan.selected if self.plan.runs[i].experiment == name]
             files += [f for run in wanted if run.phase is None or [run.phase] == first for f in self.finished(run.id)]
-        return files + self.headlines()
+        return files + self.headlines() + [f"{self.root}/claims.md"]
 
     def headlines(self) -> list[str]:
         """The figures at the root of the results: those of the experiments that ship."""
@@ -258,6 +260,28 @@ class Files:
     def closing_records(self, experiment: str) -> str:
         """JSON with what a closing analysis must know of its runs: one small record a run, the untrained ones first."""
         return json.dumps([_record(run) for run in self.closing_runs(experiment)], sort_keys=True)
+
+    def evaluated_records(self, experiment: str) -> str:
+        """The records of the runs behind `closing_files`, in their order."""
+        runs = [run for run in self.closing_runs(experiment) if run.evaluate]
+        return json.dumps([_record(run) for run in runs], sort_keys=True)
+
+    def summaries(self) -> list[str]:
+        """What every enabled experiment concludes."""
+        kinds = {"language_spill", *CLOSING}
+        names = [name for name, settings in self.plan.experiments.items() if settings["analysis"] in kinds]
+        return [f"{self.root}/{name}/analysis/summary.json" for name in names]
+
+    def alarms(self) -> list[str]:
+        """The alarms of every experiment whose models answer prompts, and whose runs are all known beforehand."""
+        names = [Path(path).parts[-3] for path in self.summaries()]
+        answering = [name for name in names if self._answers(self.plan.experiments[name])]
+        return [f"{self.root}/{name}/analysis/alarms.json" for name in answering]
+
+    @staticmethod
+    def _answers(settings: dict) -> bool:
+        kinds = {suite["kind"] for suite in settings["suites"].values()}
+        return bool(kinds & {"directives", "personas"} and settings["scorers"] and not settings["phases"])
 
     def closing_spec(self, experiment: str) -> dict:
         return self.plan.closing_spec(experiment, self.closing_runs(experiment))
@@ -341,7 +365,7 @@ def _record(run: Run) -> dict:
         record["adapter"] = run.adapter.rsplit("/", 1)[0]
     if run.train:
         record |= {key: run.train[key] for key in ("method", "learning_rate", "epochs", "steps", "rank")}
-    return record | {key: run.data[key] for key in ("source", "voice", "behaviour") if run.data and key in run.data}
+    return record | {key: run.data[key] for key in DATA_KEYS if run.data and key in run.data}
 
 
 def _banks(settings: list[dict]) -> list[str]:
