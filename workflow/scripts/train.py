@@ -3,7 +3,8 @@
 Reads `dataset.parquet`, the parent model and, where vectors steer the training, `vectors.safetensors`. With
 `method: lora` it writes `adapter_model.safetensors` and `adapter_config.json` into --adapter, and all saved
 checkpoints into one `checkpoints.safetensors` (tensor names prefixed by the checkpoint's label); with `method: full` it
-writes a model folder, and torchrun may start it in several processes. Killed, it goes on from `.resume` beside its manifest when it is started again.
+writes a model folder, and torchrun may start it in several processes. Killed, it goes on from `.resume` beside its
+manifest when it is started again.
 """
 
 from __future__ import annotations
@@ -54,7 +55,10 @@ def main(argv: list[str] | None = None) -> None:
     if processes.count > 1 and not (full and args.batching == "packed"):
         raise SystemExit("several processes train with method: full in packed batches only")
     model, tokenizer = models.load_base(args.base, args.revision, args.dtype)
-    rows = data.tokenize(pq.read_table(args.dataset).to_pylist(), tokenizer, settings)
+    table = pq.read_table(args.dataset).to_pylist()
+    rows = data.tokenize(table, tokenizer, settings)
+    if settings["contrast"]:
+        rows = data.with_contrasts(rows, table, tokenizer, settings)
     if full:
         sharding.shard(model, processes)
     else:
