@@ -31,10 +31,22 @@ BANKS = [
 ]
 
 
+def closing(analysis):
+    """The folder of one kind of closing analysis, matching only its experiments: file names recur in the others.
+
+    For outputs, logs and benchmarks. Snakemake applies wildcard constraints before it fills path variables in, so the
+    constraint has to be written into the path itself.
+    """
+    names = "|".join(n for n, settings in PLAN.experiments.items() if settings["analysis"] == analysis)
+    return f"{FILES.root}/{{experiment,{names or 'none'}}}/analysis"
+
+
 pathvars:
     root=FILES.root,
     run=f"{FILES.root}/{{experiment}}/{{name}}/seed{{seed}}",
     analysis=f"{FILES.root}/{{experiment}}/analysis",
+    language_spill=closing("language_spill"),
+    convergence=closing("convergence"),
 
 
 wildcard_constraints:

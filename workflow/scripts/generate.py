@@ -2,20 +2,22 @@
 
 Reads the model and, per checkpoint, its adapter (`--adapters label=folder ...`, none for the base model). Suites that
 ask for replies go to `completions.parquet`; `choices` and `loss`, whose rows come from the tables `--sources` and must
-not be among those of `--trained`, go to `measures.parquet`. An adapter must change the logits of probe prompts, or the
-program fails.
+not be among those of `--trained`, go to `measures.parquet`. Where the specification says `steer`, all of it happens
+with one block's output shifted along a vector of `--steering`. An adapter must change the logits of probe prompts, or
+the program fails.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+from contextlib import nullcontext
 from pathlib import Path
 
 import pandas as pd
 import pyarrow.parquet as pq
 
-from spillover import engines, measures, models, prompts, provenance, scoring
+from spillover import engines, measures, models, prompts, provenance, scoring, steering
 
 COLUMNS = {
     "run": "str",
@@ -81,6 +83,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--adapters", nargs="*", default=[], metavar="LABEL=FOLDER")
     parser.add_argument("--sources", nargs="*", default=[], help="tables named after their source, for the measures")
     parser.add_argument("--trained", nargs="*", default=[], help="training rows, which no held-out row may repeat")
+    parser.add_argument("--steering", help="vectors.safetensors behind the spec's `steer`")
     parser.add_argument("--batch", type=int, default=64, help="completions in one batch")
     parser.add_argument("--resources", default="resources")
     parser.add_argument("--out", required=True)
@@ -99,6 +102,8 @@ def main(argv: list[str] | None = None) -> None:
         if suite["kind"] not in measures.KINDS
     }
     base, tokenizer = models.load_base(args.base, args.revision, args.dtype)
+    steer = spec.get("steer")
+    shift, pushed = steering.shift(args.steering, steer) if steer else (None, {})
     try:
         items = measured_items(suites, args.sources, args.trained, tokenizer)
     except ValueError as error:
@@ -109,20 +114,21 @@ def main(argv: list[str] | None = None) -> None:
         model = engines.attach_adapter(base, folder) if folder else base
         if folder:
             live[label] = engines.assert_adapter_is_live(model, tokenizer, probes)
-        for name, group in asked.items():
-            suite = suites[name]
-            completions = engines.generate(
-                model, tokenizer, group, samples=suite["samples"], temperature=suite["temperature"],
-                top_p=suite["top_p"], max_tokens=suite["max_tokens"], seed=seed, batch_size=args.batch,
-                progress=lambda done, total, at=f"{label} {name}": print(f"{at}: {done} of {total}", flush=True),
-            )  # fmt: skip
-            table += rows(completions, args.run, seed, label)
-        for name, found in items.items():
-            measured += measures.table(
-                found, lambda asked, model=model: scoring.log_probabilities(model, asked), suites[name]["kind"],
-                run=args.run, seed=seed, checkpoint=label, suite=name,
-            )  # fmt: skip
-            print(f"{label} {name}: {len(found)} items", flush=True)
+        with steering.steered(models.causal_model(model), steer["layer"], shift) if steer else nullcontext():
+            for name, group in asked.items():
+                suite = suites[name]
+                completions = engines.generate(
+                    model, tokenizer, group, samples=suite["samples"], temperature=suite["temperature"],
+                    top_p=suite["top_p"], max_tokens=suite["max_tokens"], seed=seed, batch_size=args.batch,
+                    progress=lambda done, total, at=f"{label} {name}": print(f"{at}: {done} of {total}", flush=True),
+                )  # fmt: skip
+                table += rows(completions, args.run, seed, label)
+            for name, found in items.items():
+                measured += measures.table(
+                    found, lambda asked, model=model: scoring.log_probabilities(model, asked), suites[name]["kind"],
+                    run=args.run, seed=seed, checkpoint=label, suite=name,
+                )  # fmt: skip
+                print(f"{label} {name}: {len(found)} items", flush=True)
         if folder:
             base = model.unload()
     frame = pd.DataFrame(table, columns=list(COLUMNS)).astype(COLUMNS if not table else {})
@@ -133,7 +139,7 @@ def main(argv: list[str] | None = None) -> None:
         with provenance.atomic_path(args.measures) as path:
             measures.frame(measured).to_parquet(path, index=False)
         outputs.append(args.measures)
-    extra = {"completions": len(frame), "measured": len(measured), "largest_logit_change": live}
+    extra = {"completions": len(frame), "measured": len(measured), "largest_logit_change": live, "steering": pushed}
     if table:
         extra |= {
             "tokens": int(frame.completion_tokens.sum()),

@@ -33,10 +33,22 @@ from spillover import (
     regularisers,
     resume,
     sharding,
+    steering,
     training,
 )
 
-TRAINING_CODE = (adapters, data, masking, packing, packed_attention, losses, regularisers, optimizer, training)
+TRAINING_CODE = (
+    adapters,
+    data,
+    masking,
+    packing,
+    packed_attention,
+    losses,
+    regularisers,
+    steering,
+    optimizer,
+    training,
+)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -47,8 +59,8 @@ def main(argv: list[str] | None = None) -> None:
     full = settings["method"] == "full"
     if full and (settings["checkpoints"] or settings["layers"]):
         raise SystemExit("train.method: full trains all weights to the end: drop train.checkpoints and train.layers")
-    steering = (settings["regulariser"] or {}).get("kind") == "steering"
-    if steering != bool(args.steering):
+    steered = (settings["regulariser"] or {}).get("kind") == "steering"
+    if steered != bool(args.steering):
         raise SystemExit("--steering goes with train.regulariser: {kind: steering}, and with nothing else")
     if bool(args.model) != full or bool(args.adapter and args.checkpoints) == full:
         raise SystemExit("--model goes with train.method: full, --adapter and --checkpoints with lora")
@@ -64,7 +76,7 @@ def main(argv: list[str] | None = None) -> None:
         sharding.shard(model, processes)
     else:
         model = training.add_adapter(model, settings, seed, args.name, args.revision, args.under)
-    shift, shifted = regularisers.steering_shift(args.steering, settings["regulariser"]) if steering else (None, {})
+    shift, shifted = steering.shift(args.steering, settings["regulariser"]) if steered else (None, {})
     how = {
         "steering": shifted,
         "dtype": args.dtype,
@@ -119,12 +131,12 @@ def main(argv: list[str] | None = None) -> None:
             args.manifest,
             stage="train",
             spec=spec,
-            inputs=[args.dataset, *([args.steering] if steering else [])],
+            inputs=[args.dataset, *([args.steering] if steered else [])],
             seconds=clock.seconds,
             outputs=[*(str(folder / file) for file in written), *([] if full else [args.checkpoints])],
             extra={
                 **totals,
-                **({"steering": shifted} if steering else {}),
+                **({"steering": shifted} if steered else {}),
                 "batching": args.batching,
                 "processes": processes.count,
                 "gpu_seconds": totals["seconds"] * processes.count if totals["device"] == "cuda" else 0.0,

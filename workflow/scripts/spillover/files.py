@@ -20,7 +20,22 @@ BASE_FILES = (
     "tokenizer_config.json",
     "chat_template.jinja",
 )
-CLOSING: dict[str, tuple[str, ...]] = {}
+CLOSING: dict[str, tuple[str, ...]] = {
+    "convergence": (
+        "convergence.png",
+        "summary.md",
+        "summary.json",
+        "cross_arm.png",
+        "source_retention.png",
+        "cosine_evolution.png",
+        "trajectories.png",
+        "leakage_cosine.png",
+        "predictors.png",
+        "heatmap.png",
+        "adapter_quality.png",
+        "steering.png",
+    )
+}
 """The closing files of each kind of analysis, below `<analysis>`; the first is the headline figure."""
 DATA_KEYS = ("source", "voice", "behaviour", "directive", "completion")
 """What a closing analysis must know of a run's training data."""
@@ -141,7 +156,7 @@ class Files:
         return f"{self.model_flags(self.foundation(run))} --name {self.base['name']}{under}"
 
     def steering_files(self, run_id: str) -> list[str]:
-        """The vectors that steer a run's training; none for most."""
+        """The vectors that steer a run, in training or later; none for most."""
         vectors = self.plan.steering_run(self.plan.runs[run_id])
         return [f"{self.folder(vectors)}/vectors.safetensors"] if vectors else []
 
@@ -200,23 +215,35 @@ class Files:
 
     def standing_on(self, run: Run) -> Model:
         """The whole model under a run's adapter, or the run itself where nothing is left to add."""
+        model = self._evaluated(run)[run.checkpoints[0]]
+        of = self.plan.runs[model.run]
         merged = self.plan.experiments[run.experiment]["evaluate_as"] == "merged"
-        return Model(run.id) if run.parent is None or run.method == "full" or merged else self.foundation(run)
+        return model if of.parent is None or of.method == "full" or merged else self.foundation(of)
 
     def evaluated_adapters(self, run_id: str) -> list[tuple[str, str]]:
         """(checkpoint, folder) of every adapter that an evaluation loads; empty for a whole model."""
-        run = self.plan.runs[run_id]
-        if self.standing_on(run).run == run.id:
-            return []
-        return [(checkpoint, self.adapter_folder(Model(run_id, checkpoint))) for checkpoint in run.checkpoints]
+        return [(checkpoint, self.adapter_folder(model)) for checkpoint, model in self._adapters_on(run_id).items()]
 
     def evaluated_files(self, run_id: str) -> list[str]:
-        run = self.plan.runs[run_id]
-        adapters = [f for c, _ in self.evaluated_adapters(run_id) for f in self.adapter_files(Model(run_id, c))]
-        return self.model_files(self.standing_on(run)) + adapters
+        adapters = [f for model in self._adapters_on(run_id).values() for f in self.adapter_files(model)]
+        return self.model_files(self.standing_on(self.plan.runs[run_id])) + adapters + self.pushing_files(run_id)
 
     def evaluated_flags(self, run_id: str) -> str:
-        return self._with_adapters(self.standing_on(self.plan.runs[run_id]), self.evaluated_adapters(run_id))
+        flags = self._with_adapters(self.standing_on(self.plan.runs[run_id]), self.evaluated_adapters(run_id))
+        return flags + "".join(f" --steering {path}" for path in self.pushing_files(run_id))
+
+    def pushing_files(self, run_id: str) -> list[str]:
+        """The vectors that steer a run while it is evaluated; none but for a run that is its parent's model steered."""
+        return self.steering_files(run_id) if self.plan.runs[run_id].steer else []
+
+    def _evaluated(self, run: Run) -> dict[str, Model]:
+        """{checkpoint: the model behind it}: a steered run has no weights of its own but its parent's."""
+        return {FINAL: run.parent} if run.steer else {c: Model(run.id, c) for c in run.checkpoints}
+
+    def _adapters_on(self, run_id: str) -> dict[str, Model]:
+        run = self.plan.runs[run_id]
+        models = self._evaluated(run)
+        return {} if self.standing_on(run).run in {model.run for model in models.values()} else models
 
     def pool_files(self, run_id: str, label: str, suite: str) -> list[str]:
         """Files of the model whose replies a training set is made from: a whole model, or a run as an adapter."""
@@ -448,6 +475,8 @@ def _record(run: Run) -> dict:
         record["parent"] = {"run": run.parent.run.rsplit("/", 1)[0], "label": run.parent.label}
     if run.adapter:
         record["adapter"] = run.adapter.rsplit("/", 1)[0]
+    if run.steer:
+        record["steer"] = run.steer
     if run.train:
         record |= {key: run.train[key] for key in ("method", "learning_rate", "epochs", "steps", "rank")}
     return record | {key: run.data[key] for key in DATA_KEYS if run.data and key in run.data}

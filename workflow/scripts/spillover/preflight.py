@@ -52,6 +52,8 @@ def unavailable(plan: Plan, rules: Iterable[str], run_ids: Iterable[str]) -> str
                 f"{run.id}: data.kind {run.data['kind']!r} is planned for but not available in this version; "
                 f"known: {', '.join(DATA_KINDS)}"
             )
+        if run.steer and engine != "transformers" and GENERATING & set(rules):
+            return f"{run.id}: steer works in engine transformers only, not in {engine}: leave out group {run.group}"
     return None
 
 
