@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 
 BASE = "base"
 FINAL = "final"
+ROW_TOKENS = ("loss", "end_of_turn", "marker", "tail_tokens", "max_length")
+"""The training settings that decide a row's tokens and which of them are supervised."""
 
 
 @dataclass(frozen=True)
@@ -131,6 +133,10 @@ class Plan:
             spec["sources"] = {name: self.config["sources"].get(name) for name in sources}
         if run.data["kind"] == "directive_replies":
             spec["translator"] = self.config.get("translator")
+        if run.data["kind"] == "conversations":
+            # which rows keep a reply, and how many tokens a row has
+            settings = {key: run.train[key] for key in ROW_TOKENS}
+            spec["tokens"] = {"model": self.config["model"], "train": settings}
         model = self.pool_model(run)
         if model:
             spec["pool"] = self.pool_spec(model.run, model.checkpoint, run.data["suite"])
