@@ -178,6 +178,8 @@ class Files:
         files: dict = {"sources": [f"{self.root}/data/sources/{name}.parquet" for name in data_sources(run.data)]}
         if model := self.plan.pool_model(run):
             files["pool"] = f"{self.folder(model.run)}/pool-{model.label}-{run.data['suite']}.parquet"
+        if run.data["kind"] == "conversations":
+            files["tokenizer"] = self.tokenizer_files()
         return files
 
     def dataset_flags(self, run_id: str) -> str:
@@ -186,7 +188,8 @@ class Files:
         names = data_sources(self.plan.runs[run_id].data)
         named = [f"{name}={path}" for name, path in zip(names, files.get("sources", []), strict=False)]
         flags = [f"--{key} {files[key]}" for key in ("replies", "shared", "pool") if key in files]
-        return " ".join(flags + (["--sources", *named] if named else []))
+        flags += ["--sources", *named] if named else []
+        return " ".join(flags + ([self.tokenizer_flags()] if "tokenizer" in files else []))
 
     # Evaluation
 
