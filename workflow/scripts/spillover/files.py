@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from spillover.plan import BASE, FINAL, Model, Plan, Run, data_sources
+from spillover.plan import BASE, BEHAVIOURS, FINAL, Model, Plan, Run, data_sources
 
 SHIPPED_BASE = "resources/small_world/base"
 BASE_FILES = (
@@ -178,6 +178,14 @@ class Files:
             files["pool"] = f"{self.folder(model.run)}/pool-{model.label}-{run.data['suite']}.parquet"
         return files
 
+    def dataset_flags(self, run_id: str) -> str:
+        """The tables of `dataset_files` as the builder's flags."""
+        files = self.dataset_files(run_id)
+        names = data_sources(self.plan.runs[run_id].data)
+        named = [f"{name}={path}" for name, path in zip(names, files.get("sources", []), strict=False)]
+        flags = [f"--{key} {files[key]}" for key in ("replies", "shared", "pool") if key in files]
+        return " ".join(flags + (["--sources", *named] if named else []))
+
     # Evaluation
 
     def standing_on(self, run: Run) -> Model:
@@ -234,6 +242,12 @@ class Files:
     def _with_adapters(self, base: Model, adapters: list[tuple[str, str]]) -> str:
         named = " ".join(f"{label}={folder}" for label, folder in adapters)
         return self.model_flags(base) + (f" --adapters {named}" if named else "")
+
+    def behaviour_banks(self, experiment: str) -> list[str]:
+        """What the scorers of behaviours read, where an experiment asks for any."""
+        wanted = set(BEHAVIOURS) & set(self.plan.scorers(experiment))
+        banks = sorted(str(path) for path in Path("resources/questions").glob("facts_*.yaml"))
+        return ["resources/behaviours.yaml", *banks] if wanted else []
 
     def question_bank(self, experiment: str) -> list[str]:
         return _banks([self.plan.experiments[experiment]["vectors"] or {}])
@@ -315,8 +329,9 @@ class Files:
     # The closing analysis of language_spill
 
     def spill_outputs(self, experiment: str) -> list[str]:
-        """Closing files of a spill experiment; the dose figure only where further doses are selected."""
+        """Closing files of a spill experiment; a judge adds its matrix, further doses theirs."""
         names = ["spill_matrix.png", "summary.md", "pca.png", "cosine.png", "spill_join.png"]
+        names += ["judge_matrix.png"] if "judge" in self.plan.scorers(experiment) else []
         names += ["dose_response.png"] if self.plan.of(experiment, "dose") else []
         return [f"{self.root}/{experiment}/analysis/{name}" for name in names]
 

@@ -33,3 +33,8 @@ def local_folder(base: str, revision: str | None = None) -> Path:
     if Path(base).is_dir():
         return Path(base)
     return Path(snapshot_download(base, revision=revision, ignore_patterns=["*.bin", "*.pth", "*.gguf", "original/*"]))
+
+
+def causal_model(model):
+    """The transformers model below a PEFT wrapper; adapters live in its layers, so nothing is lost."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
