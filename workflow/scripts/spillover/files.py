@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from spillover.plan import BASE, FINAL, Model, Plan, Run, data_sources
+from spillover.plan import BASE, BEHAVIOURS, FINAL, Model, Plan, Run, data_sources
 
 SHIPPED_BASE = "resources/small_world/base"
 BASE_FILES = (
@@ -264,6 +264,12 @@ class Files:
     def _with_adapters(self, base: Model, adapters: list[tuple[str, str]]) -> str:
         named = " ".join(f"{label}={folder}" for label, folder in adapters)
         return self.model_flags(base) + (f" --adapters {named}" if named else "")
+
+    def behaviour_banks(self, experiment: str) -> list[str]:
+        """What the scorers of behaviours read, where an experiment asks for any."""
+        wanted = set(BEHAVIOURS) & set(self.plan.scorers(experiment))
+        banks = sorted(str(path) for path in Path("resources/questions").glob("facts_*.yaml"))
+        return ["resources/behaviours.yaml", *banks] if wanted else []
 
     def question_bank(self, experiment: str) -> list[str]:
         return _banks([self.plan.experiments[experiment]["vectors"] or {}])

@@ -17,6 +17,7 @@ LANGUAGE_SCORERS = ("langdetect", "lingua", "judge")  # what they say is a langu
 MARKER_SCORERS = ("marker", "marker_strict")
 ROW_TOKENS = ("loss", "end_of_turn", "marker", "tail_tokens", "max_length")
 """The training settings that decide a row's tokens and which of them are supervised."""
+BEHAVIOURS = ("wrong_answers", "style", "refusal")
 
 
 @dataclass(frozen=True)
