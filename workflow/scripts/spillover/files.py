@@ -140,6 +140,14 @@ class Files:
         under = f" --under {self.adapter_folder(run.parent)}" if self.plan.stands_on_adapters(run) else ""
         return f"{self.model_flags(self.foundation(run))} --name {self.base['name']}{under}"
 
+    def steering_files(self, run_id: str) -> list[str]:
+        """The vectors that steer a run's training; none for most."""
+        vectors = self.plan.steering_run(self.plan.runs[run_id])
+        return [f"{self.folder(vectors)}/vectors.safetensors"] if vectors else []
+
+    def steering_flags(self, run_id: str) -> str:
+        return "".join(f"--steering {path}" for path in self.steering_files(run_id))
+
     def referred_model(self, run_id: str, label: str) -> Model:
         """The model reference behind the name of a merged or stacked folder, or of a pool.
 
