@@ -87,6 +87,11 @@ report: environment  ## one offline page with the answers, and pages to read eve
 	$(WORKFLOW) $(REPORT) --report $(dir $(REPORT))workflow_report.html --quiet all
 	echo "The report: $(REPORT)"
 
+.PHONY: status
+status: environment  ## how far: runs done, running and failed, time left, money spent (PROFILE=... CONFIGS=... TARGETS=...)
+	@$(RUN) $(BIN)/python workflow/scripts/status.py --profile $(PROFILE) $(if $(CONFIGS),--configfile $(CONFIGS)) \
+		$(OPTIONS) -- $(TARGETS)
+
 .PHONY: code-inputs
 code-inputs: environment  ## write workflow/code_inputs.yaml anew from the programs' imports
 	@$(BIN)/python tests/test_code_inputs.py
