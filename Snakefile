@@ -20,6 +20,7 @@ include: "workflow/rules/vectors.smk"
 include: "workflow/rules/analysis.smk"
 include: "workflow/rules/claims.smk"
 include: "workflow/rules/marker_rates.smk"
+include: "workflow/rules/report.smk"
 
 
 localrules:

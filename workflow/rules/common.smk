@@ -29,6 +29,8 @@ BANKS = [
     "resources/languages.yaml",
     "resources/small_world/directives.yaml",
 ]
+BROWSER_PAGES = sorted(str(p) for folder in ("browser", "vendor") for p in Path("workflow/report", folder).iterdir())
+REPORT_PAGES = sorted(str(p) for pattern in ("page/*", "*.rst") for p in Path("workflow/report").glob(pattern))
 
 
 pathvars:
@@ -122,6 +124,10 @@ def as_spec(method):
 
 def title(wildcards):
     return PLAN.experiments[wildcards.experiment]["title"]
+
+
+def question(wildcards):
+    return PLAN.experiments[wildcards.experiment]["question"]
 
 
 def source_kind(wildcards):
