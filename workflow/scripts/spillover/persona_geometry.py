@@ -1,10 +1,10 @@
-"""Geometry of persona vectors: how alike they are, what makes them alike, and how much of the untrained model's is left.
+"""Geometry of persona vectors: how alike they are, what makes them alike, how much of the untrained model's is left.
 
-The published figure M1 is the mean raw cosine between the personas' centroids. With v_i = m + d_i and sum(d_i) = 0 it is
-nearly (|m|^2 - s^2 / (n - 1)) / (|m|^2 + s^2), where s is the root mean square of |d_i|: it rises when the differences
-d_i shrink and just as well when the offset m that all personas share grows. Both parts are therefore reported, together
-with measures of the differences alone. Arrays are `(personas, questions, hidden)`; nothing here knows of models, runs or
-thresholds.
+The published figure M1 is the mean raw cosine between the personas' centroids. With v_i = m + d_i and sum(d_i) = 0 it
+is nearly (|m|^2 - s^2 / (n - 1)) / (|m|^2 + s^2), where s is the root mean square of |d_i|: it rises when the
+differences d_i shrink and just as well when the offset m that all personas share grows. Both parts are therefore
+reported, together with measures of the differences alone. Arrays are `(personas, questions, hidden)`; nothing here
+knows of models, runs or thresholds.
 """
 
 from __future__ import annotations
