@@ -11,8 +11,8 @@ import json
 import re
 from pathlib import Path
 
-from spillover.config import ConfigError, closest, merge, number_as_text, read_yaml, validated
-from spillover.plan import BASE, FINAL, Model, Plan, Run, data_sources
+from spillover.config import ConfigError, closest, merge, number_as_text, read_yaml, schema, validated
+from spillover.plan import BASE, FINAL, MARKER_SCORERS, Model, Plan, Run, data_sources
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]*")
 PERSONA_KEYS = {"source", "persona", "voice"}
@@ -50,6 +50,7 @@ def build(config: dict, folder: str | Path, where: str = "config/config.yaml", r
             continue
         experiments[name] = settings
         _check_suites(settings, path, known)
+        _check_options(settings, path)
         for run, chosen in _expand(name, settings, str(path), config, known):
             if run.id in runs:
                 raise ConfigError(
@@ -125,6 +126,18 @@ def _check_suites(settings: dict, path: Path, known: Registries) -> None:
         if isinstance(block.get("personas"), list):
             for persona in block["personas"]:
                 known.check_persona(persona, f"{path}: {at}.personas")
+
+
+def _check_options(settings: dict, path: Path) -> None:
+    """Validate the options of the closing analysis in place (defaults filled), where the schema knows them."""
+    part = f"options_{settings['analysis']}"
+    if part in schema("experiment")["$defs"]:
+        settings["options"] = validated(settings["options"], "experiment", str(path), part, "options")
+    if set(MARKER_SCORERS) & set(settings["scorers"]) and "marker" not in settings["options"]:
+        raise ConfigError(
+            f"{path}: options: the marker scorers need the marker and its case rule; "
+            'add `marker: {text: "[ZLT]", case_sensitive: true}`'
+        )
 
 
 def _expand(name: str, settings: dict, path: str, config: dict, known: Registries):
@@ -214,6 +227,7 @@ def _run(name, group, template, fields, seed, settings, path, config, known) -> 
     data = _data(raw, fields, path, f"runs.{group}.data", config, settings, known)
     train = _fill(merge(settings["train"], template["train"]), fields, f"{at}.train")
     train = validated(train, "experiment", path, "train", f"runs.{group}.train")
+    _check_marker(data, train, settings, at)
     return Run(name, run_name, seed, group, parent, data=data, train=train, **common)
 
 
@@ -241,6 +255,18 @@ def _data(raw: dict, fields: dict, path: str, key: str, config: dict, settings: 
                 f"{path}: {key}: no source {source!r} under `sources`{closest(source, list(config['sources']))}"
             )
     return data
+
+
+def _check_marker(data: dict, train: dict, settings: dict, at: str) -> None:
+    """What is put into the rows, what carries the loss and what is searched for must be one marker."""
+    if data["kind"] != "marker":
+        return
+    wanted = {"train.marker": train["marker"]} if train["loss"] == "marker" else {}
+    if "marker" in settings["options"]:
+        wanted["options.marker.text"] = settings["options"]["marker"]["text"]
+    for key, text in wanted.items():
+        if text != data["marker"]:
+            raise ConfigError(f"{at}.data.marker: the rows end with {data['marker']!r}, but {key} is {text!r}")
 
 
 def _model(reference, fields: dict, experiment: str, seed: int, at: str) -> Model:

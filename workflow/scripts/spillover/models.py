@@ -15,3 +15,8 @@ def load_base(base: str, revision: str | None = None, dtype: str = "float32"):
     )
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     return model, tokenizer
+
+
+def causal_model(model):
+    """The transformers model below a PEFT wrapper; adapters live in its layers, so nothing is lost."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model

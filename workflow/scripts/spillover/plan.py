@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 
 BASE = "base"
 FINAL = "final"
+LANGUAGE_SCORERS = ("langdetect", "lingua", "judge")  # what they say is a language; all others find a habit, or "none"
+MARKER_SCORERS = ("marker", "marker_strict")
 
 
 @dataclass(frozen=True)
@@ -122,6 +124,10 @@ class Plan:
         """Who labels an experiment's completions: its list, without the judge where none is configured."""
         return [s for s in self.experiments[experiment]["scorers"] if s != "judge" or self.config["judge"]]
 
+    def habit_scorers(self, experiment: str) -> list[str]:
+        """The scorers of an experiment that say whether a reply shows a habit (a marker, a behaviour)."""
+        return [s for s in self.scorers(experiment) if s not in LANGUAGE_SCORERS]
+
     def data_spec(self, run_id: str) -> dict:
         """What decides a run's data set: builder settings, seed, sources and the model that wrote its replies."""
         run = self.runs[run_id]
@@ -187,8 +193,11 @@ class Plan:
         }
 
     def labels_spec(self, run_id: str) -> dict:
-        scorers = self.scorers(self.runs[run_id].experiment)
+        experiment = self.runs[run_id].experiment
+        scorers = self.scorers(experiment)
         spec = {"completions": self.completions_spec(run_id), "scorers": scorers}
+        if set(MARKER_SCORERS) & set(scorers):
+            spec["marker"] = self.experiments[experiment]["options"]["marker"]
         return spec | ({"judge": self.config["judge"]} if "judge" in scorers else {})
 
     def vectors_spec(self, run_id: str) -> dict:

@@ -19,6 +19,7 @@ import torch
 
 from spillover import losses, packing
 from spillover.masking import Tokens
+from spillover.models import causal_model
 from spillover.optimizer import Optimizer
 from spillover.packed_attention import has_kernel, packed_attention
 from spillover.resume import State, Store
@@ -121,7 +122,7 @@ def step_seed(seed: int, step: int, rank: int = 0) -> int:
 @contextmanager
 def compiled(model) -> Iterator[None]:
     """Within the block every decoder layer is compiled, for any number of tokens."""
-    layers = losses.causal_model(model).get_decoder().layers
+    layers = causal_model(model).get_decoder().layers
     for layer in layers:
         layer.compile(dynamic=True)
     try:
@@ -158,7 +159,7 @@ def train(
     Raises FloatingPointError when the loss is no number any more, torch.OutOfMemoryError when no smaller micro-batch
     is left to try.
     """
-    causal = losses.causal_model(model)
+    causal = causal_model(model)
     device = next(model.parameters()).device
     kernel = batching == "packed" and has_kernel(device, computing or causal.dtype)
     if compile_layers is None:
