@@ -131,6 +131,14 @@ class Files:
             files["pool"] = f"{self.folder(model.run)}/pool-{model.checkpoint}-{run.data['suite']}.parquet"
         return files
 
+    def dataset_flags(self, run_id: str) -> str:
+        """The tables of `dataset_files` as the builder's flags."""
+        files = self.dataset_files(run_id)
+        names = data_sources(self.plan.runs[run_id].data)
+        named = [f"{name}={path}" for name, path in zip(names, files.get("sources", []), strict=False)]
+        flags = [f"--{key} {files[key]}" for key in ("replies", "shared", "pool") if key in files]
+        return " ".join(flags + (["--sources", *named] if named else []))
+
     # Evaluation
 
     def standing_on(self, run: Run) -> Model:
@@ -257,8 +265,9 @@ class Files:
     # The closing analysis of language_spill
 
     def spill_outputs(self, experiment: str) -> list[str]:
-        """Closing files of a spill experiment; the dose figure only where further doses are selected."""
+        """Closing files of a spill experiment; a judge adds its matrix, further doses theirs."""
         names = ["spill_matrix.png", "summary.md", "pca.png", "cosine.png", "spill_join.png"]
+        names += ["judge_matrix.png"] if "judge" in self.plan.scorers(experiment) else []
         names += ["dose_response.png"] if self.plan.of(experiment, "dose") else []
         return [f"{self.root}/{experiment}/analysis/{name}" for name in names]
 
