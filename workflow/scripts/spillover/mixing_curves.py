@@ -13,14 +13,13 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.optimize import isotonic_regression
 
-from .statistics import percentile_interval
-
 
 @dataclass(frozen=True)
 class Threshold:
-    """The smallest share that reaches the limit, None if the curve never does; its interval is over the draws that do.
+    """The smallest share that reaches the limit, None if the curve never does, with its 95 % interval.
 
-    `reached`: the share of draws that reach the limit within the tested shares. `fitted`: the curve at the shares.
+    `reached`: the share of draws that reach the limit within the tested shares. An end of the interval beyond the
+    largest tested share is None. `fitted`: the curve at the shares.
     """
 
     share: float | None
@@ -53,9 +52,11 @@ def threshold(
     fitted = _fit(y, error)
     rng = np.random.default_rng(seed)
     found = [_crossing(x, _fit(row, error), limit) for row in rng.normal(y, error, (draws, len(y)))]
-    reached = [share for share in found if share is not None]
-    low, high = percentile_interval(np.array(reached)) if len(reached) > 1 else (None, None)
-    return Threshold(_crossing(x, fitted, limit), low, high, len(reached) / draws, tuple(map(float, fitted)))
+    reached = sum(share is not None for share in found) / draws
+    shares = np.sort([np.inf if share is None else share for share in found])
+    low, high = (shares[round(tail * (draws - 1))] for tail in (0.025, 0.975))
+    ends = [float(end) if np.isfinite(end) else None for end in (low, high)]
+    return Threshold(_crossing(x, fitted, limit), *ends, reached, tuple(map(float, fitted)))
 
 
 def _fit(values: np.ndarray, error: np.ndarray) -> np.ndarray:
