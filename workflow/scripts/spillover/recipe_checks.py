@@ -87,8 +87,8 @@ def _vacuous_rule(points: pd.DataFrame, options: Mapping) -> dict:
     ratio = "was not measured" if base["ratio"] != base["ratio"] else f"is {base['ratio']:.2f}"
     text = (
         f"The untrained model has M1 {base['m1']:.3f} (published limit {published['m1_below']:g}), and its held-out "
-        f"loss over the baseline's {ratio} (limit {published['loss_ratio']:g}). It has learnt nothing, so a rule that it "
-        "meets cannot tell a good recipe from none; the share of the loss reduction is asked for as well."
+        f"loss over the baseline's {ratio} (limit {published['loss_ratio']:g}). It has learnt nothing, so a rule that "
+        "it meets cannot tell a good recipe from none; the share of the loss reduction is asked for as well."
     )
     verdict = {True: APPEARS, False: ABSENT, None: UNDECIDED}[met]
     return {"claim": "the untrained model passes the published rule", "verdict": verdict, "text": text}

@@ -123,8 +123,8 @@ def dose(points: pd.DataFrame, png: str | Path, pdf: str | Path | None = None) -
         seeds = plots.seed_words([line.loc[line["role"] != "untrained", "seed"].nunique()])
         _caption(
             figure,
-            f"Step 0 is the untrained model. {seeds}; shading: 95 %, over questions and, for M1 and its parts, personas; "
-            "for the task, over held-out rows.",
+            f"Step 0 is the untrained model. {seeds}; shading: 95 %, over questions and, for M1 and its parts, "
+            "personas; for the task, over held-out rows.",
         )
         plots.save(figure, png, pdf)
     return figure
@@ -167,8 +167,9 @@ def mixing(
             grid[0, 0].text(0.5, 0.5, "no mixture has been trained", ha="center", transform=grid[0, 0].transAxes)
         _caption(
             figure,
-            "Bars: 95 %, over questions and personas. Dark hexagon: no mixture. Grey diamonds: same rows in the same "
-            "steps, broad rows without loss. Dashed: steering. Dotted: the limit. Line: rising fit; shaded: its threshold.",
+            "Bars: 95 %, over questions and personas. Dark hexagon: no mixture. Grey diamonds: same rows in the "
+            "same steps, broad rows without loss. Dashed: steering. Dotted: the limit. Line: rising fit; shaded: its "
+            "threshold.",
         )
         plots.save(figure, png, pdf)
     return figure
@@ -238,11 +239,11 @@ def _errors(axes: Axes, rows: pd.DataFrame, colour: str, marker: str, hollow: bo
 
 def _pareto_words(points: pd.DataFrame) -> str:
     seeds = plots.seed_words([points["seed"].nunique()])
-    rows = points["rows"].max()
+    rows, tried = points["rows"].max(), points[points["eligible"]]
     return (
-        f"{int(points['eligible'].sum())} points of {points.loc[points['eligible'], 'run'].nunique()} recipes, {seeds}; "
-        f"bars: 95 %, over questions and personas (left) or questions (right). Task: {rows:.0f} held-out rows of the recipe's own "
-        "narrow set; filled: instruction slice, hollow: bad advice. Dotted: limits of the rule. Up and right is better."
+        f"{len(tried)} points of {tried['run'].nunique()} recipes, {seeds}; bars: 95 %, over questions and personas "
+        f"(left) or questions (right). Task: {rows:.0f} held-out rows of the recipe's own narrow set; "
+        "filled: instruction slice, hollow: bad advice. Dotted: limits of the rule. Up and right is better."
     )
 
 

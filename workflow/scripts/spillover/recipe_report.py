@@ -64,8 +64,8 @@ def _answer(points: pd.DataFrame, decisions: Sequence[Mapping], claims: Sequence
     by = {outcome: [c["claim"] for c in claims if c["verdict"] == outcome] for outcome in (SUPPORTED, NOT_SUPPORTED)}
     baseline = points[points["role"] == "baseline"].sort_values("step").iloc[-1:]
     text = (
-        f"{len(decisions)} of {len(PHASE_WORDS)} phases were run, with {_count(recipes, 'recipe')} (a checkpoint counts "
-        f"as one) and {_count(len(context['seeds']), 'seed')}. "
+        f"{len(decisions)} of {len(PHASE_WORDS)} phases were run, with {_count(recipes, 'recipe')} (a checkpoint "
+        f"counts as one) and {_count(len(context['seeds']), 'seed')}. "
     )
     for _, row in baseline.iterrows():
         text += (
@@ -74,7 +74,8 @@ def _answer(points: pd.DataFrame, decisions: Sequence[Mapping], claims: Sequence
         )
     if passing:
         shown = ", ".join(passing[:6]) + (f" and {len(passing) - 6} more" if len(passing) > 6 else "")
-        text += f"{_count(len(passing), 'recipe')} meet{'s' if len(passing) == 1 else ''} every criterion of the rule by its point estimates: {shown}. "
+        verb = "meets" if len(passing) == 1 else "meet"
+        text += f"{_count(len(passing), 'recipe')} {verb} every criterion of the rule by point estimates: {shown}. "
     else:
         text += "No recipe meets every criterion of the rule. "
     for outcome, names in by.items():
@@ -89,8 +90,8 @@ def _answer(points: pd.DataFrame, decisions: Sequence[Mapping], claims: Sequence
 def _search(made: Mapping, rule: Mapping) -> str:
     asked = "; ".join(f"{words} {rule[name]:g}" for name, (*_, words) in CRITERIA.items() if rule.get(name) is not None)
     lines = [
-        f"A recipe passes if it meets, with every seed: {asked} (layer {rule['layer']}, {rule['method'].replace('_', ' ')}). "
-        "The search escalates from phase to phase and stops at the first pass"
+        f"A recipe passes if it meets, with every seed: {asked} (layer {rule['layer']}, "
+        f"{rule['method'].replace('_', ' ')}). The search escalates from phase to phase and stops at the first pass"
         + (", but all phases were asked for here." if made["context"]["all_phases"] else "."),
         "",
         "| phase | what it tries | verdict |",
@@ -134,7 +135,7 @@ def _thresholds(rows: Sequence[Mapping]) -> str:
         )
     return (
         "\n".join(lines)
-        + "\n\nRising fit without a functional form; an end of the interval that the tested shares do not reach is left open."
+        + "\n\nRising fit without a functional form; an end of the interval beyond the tested shares is left open."
     )
 
 
@@ -195,8 +196,8 @@ def _table(points: pd.DataFrame) -> str:
     return (
         "\n".join(lines)
         + "\n\nKept: share of the untrained model's distance from collapse, 95 %. Spread and offset: over "
-        "the untrained model's. Likeness: rank correlation of the distances between personas. Probe: held-out questions "
-        "whose persona a linear probe names. Loss ratio: held-out loss over the baseline's. Learnt: share of the "
+        "the untrained model's. Likeness: rank correlation of the distances between personas. Probe: held-out "
+        "questions whose persona a linear probe names. Loss ratio: held-out loss over the baseline's. Learnt: share of the "
         "baseline's loss reduction on the recipe's own narrow set."
     )
 
