@@ -230,7 +230,30 @@ def _run(name, group, template, fields, seed, settings, path, config, known) -> 
     train = _fill(merge(settings["train"], template["train"]), fields, f"{at}.train")
     train = validated(train, "experiment", path, "train", f"runs.{group}.train")
     _check_marker(data, train, settings, at)
+    if train["regulariser"]:
+        train["regulariser"] = _regulariser(train["regulariser"], path, f"runs.{group}.train.regulariser", settings)
+    added = {"regulariser": train["regulariser"] and train["regulariser"]["kind"], "contrast": train["contrast"]}
+    for key, value in added.items():
+        if train["method"] == "full" and value and value != "steering":
+            raise ConfigError(
+                f"{at}.train.{key}: {value!r} needs the frozen weights under an adapter: use method: lora, or drop it"
+            )
     return Run(name, run_name, seed, group, parent, data=data, train=train, **common)
+
+
+def _regulariser(raw: dict, path: str, key: str, settings: dict) -> dict:
+    regulariser = validated(raw, "experiment", path, f"regulariser_{raw['kind']}", key)
+    if regulariser["kind"] == "steering":
+        extracted = settings["vectors"]
+        if not extracted or not extracted["base"]:
+            raise ConfigError(f"{path}: {key}: steering takes a vector of the untrained model: set vectors, with base")
+        for name, plural in (("layer", "layers"), ("method", "methods")):
+            if regulariser[name] not in extracted[plural]:
+                raise ConfigError(
+                    f"{path}: {key}.{name}: {regulariser[name]!r} is not extracted; add it to vectors.{plural}"
+                    f" (now {json.dumps(extracted[plural])})"
+                )
+    return regulariser
 
 
 def _data(raw: dict, fields: dict, path: str, key: str, config: dict, settings: dict, known: Registries) -> dict:

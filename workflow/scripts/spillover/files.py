@@ -95,6 +95,14 @@ class Files:
     def parent_flags(self, run_id: str) -> str:
         return f"{self.model_flags(self.plan.runs[run_id].parent)} --name {self.base['name']}"
 
+    def steering_files(self, run_id: str) -> list[str]:
+        """The vectors that steer a run's training; none for most."""
+        vectors = self.plan.steering_run(self.plan.runs[run_id])
+        return [f"{self.folder(vectors)}/vectors.safetensors"] if vectors else []
+
+    def steering_flags(self, run_id: str) -> str:
+        return "".join(f"--steering {path}" for path in self.steering_files(run_id))
+
     def merged_model(self, run_id: str, label: str) -> Model:
         """The model reference behind a merged folder's name. Raises ValueError if nothing in the plan merges it."""
         references = [run.parent for run in self.plan.runs.values() if run.parent]

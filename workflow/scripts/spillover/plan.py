@@ -165,12 +165,20 @@ class Plan:
         run = self.runs[run_id]
         if run.adapter:
             return {"parent": self.model_spec(run.parent), "adapter": self.train_spec(run.adapter), "seed": run.seed}
-        return {
+        spec = {
             "parent": self.model_spec(run.parent),
             "data": self.data_spec(run_id),
             "train": run.train,
             "seed": run.seed,
         }
+        vectors = self.steering_run(run)
+        return spec | ({"steering": self.vectors_spec(vectors)} if vectors else {})
+
+    def steering_run(self, run: Run) -> str | None:
+        """The run whose vectors steer the training of another: the untrained model, at the seed that has vectors."""
+        if not run.train or not run.train["regulariser"] or run.train["regulariser"]["kind"] != "steering":
+            return None
+        return f"{run.experiment}/{BASE}/seed{self.experiments[run.experiment]['seeds'][0]}"
 
     def card_spec(self, run_id: str) -> dict:
         """What a data card shows: the loss settings and the prompts of the run's evaluation."""
