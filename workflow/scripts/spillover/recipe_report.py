@@ -197,8 +197,8 @@ def _table(points: pd.DataFrame) -> str:
         "\n".join(lines)
         + "\n\nKept: share of the untrained model's distance from collapse, 95 %. Spread and offset: over "
         "the untrained model's. Likeness: rank correlation of the distances between personas. Probe: "
-        "held-out questions whose persona a linear probe names. Loss ratio: held-out loss over the baseline's. Learnt: share of the "
-        "baseline's loss reduction on the recipe's own narrow set."
+        "held-out questions whose persona a linear probe names. Loss ratio: held-out loss over the "
+        "baseline's. Learnt: share of the baseline's loss reduction on the recipe's own narrow set."
     )
 
 
