@@ -400,6 +400,8 @@ def _check_parents(plan: Plan, files: dict) -> None:
                 raise ConfigError(
                     f"{at}.{role}: {run.name} needs the run {wanted!r}, which does not exist{closest(wanted, known)}"
                 )
+            if problem := _refused(plan, run, role, plan.runs[target]):
+                raise ConfigError(f"{at}.{role}: {problem}")
             saved = plan.runs[target].train or {}
             if checkpoint != FINAL and checkpoint not in saved.get("checkpoints", []):
                 raise ConfigError(
@@ -440,6 +442,30 @@ def _check_held_out(plan: Plan, files: dict) -> None:
                         f"{files[run.experiment]}: suites.{name}.skip: {run.name} is trained on source "
                         f"{suite['source']!r} {used}, but the held-out rows begin after row {suite['skip']}"
                     )
+
+
+def _refused(plan: Plan, run: Run, role: str, target: Run) -> str | None:
+    """Why a run cannot use another as its parent or adapter, in one sentence; None if it can."""
+    if role == "adapter":
+        if target.method != "lora" or target.name == BASE:
+            return f"{target.id} trains all weights, so it has no adapter to apply; name a run with train.method: lora"
+        if plan.stands_on_adapters(target):
+            return (
+                f"the adapter file of {target.id} holds its parents' updates too (lineage: stacked); "
+                "name a run that stands on the untrained model"
+            )
+    elif run.parent.is_part:
+        if not plan.adds_adapter(run.parent):
+            return (
+                f"{target.id} is a whole model, of which no part can be left out: drop layers, modules and scale, "
+                "or name a run with train.method: lora"
+            )
+        if plan.stands_on_adapters(target) and not plan.stands_on_adapters(run):
+            return (
+                f"part of {target.id}, whose lineage is stacked, cannot be merged: give {run.experiment} "
+                "lineage: stacked too, and train.method: lora"
+            )
+    return None
 
 
 def _references(run: Run) -> list[tuple[str, str, str]]:
