@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 
 from spillover.config import ConfigError, closest
 from spillover.files import Files, _record
-from spillover.plan import BASE, Run
+from spillover.plan import BASE, GENERATING, Run
 
 CONTROLS = "controls"
 RECORDED = ("source", "mix", "systems")
@@ -155,7 +155,7 @@ class Search:
 
     def _generates(self, run: Run) -> bool:
         suites = self.settings(run.experiment)["suites"]
-        return any(suites[name]["kind"] in ("directives", "personas", "questions") for name in run.evaluate)
+        return any(suites[name]["kind"] in GENERATING for name in run.evaluate)
 
     def _record(self, run: Run) -> dict:
         record = _record(run) | {
