@@ -18,6 +18,7 @@ include: "workflow/rules/generate.smk"
 include: "workflow/rules/score.smk"
 include: "workflow/rules/vectors.smk"
 include: "workflow/rules/analysis.smk"
+include: "workflow/rules/marker_rates.smk"
 
 
 localrules:

@@ -12,8 +12,8 @@ import re
 from pathlib import Path
 
 from spillover import prompts
-from spillover.config import ConfigError, closest, merge, number_as_text, read_yaml, validated
-from spillover.plan import BASE, FINAL, Model, Plan, Run, data_sources
+from spillover.config import ConfigError, closest, merge, number_as_text, read_yaml, schema, validated
+from spillover.plan import BASE, FINAL, MARKER_SCORERS, Model, Plan, Run, data_sources
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]*")
 PERSONA_KEYS = {"source", "persona", "voice"}
@@ -51,6 +51,7 @@ def build(config: dict, folder: str | Path, where: str = "config/config.yaml", r
             continue
         experiments[name] = settings
         _check_suites(settings, path, known)
+        _check_options(settings, path)
         for run, chosen in _expand(name, settings, str(path), config, known):
             if run.id in runs:
                 raise ConfigError(
@@ -127,6 +128,18 @@ def _check_suites(settings: dict, path: Path, known: Registries) -> None:
         if isinstance(block.get("personas"), list):
             for persona in block["personas"]:
                 known.check_persona(persona, f"{path}: {at}.personas")
+
+
+def _check_options(settings: dict, path: Path) -> None:
+    """Validate the options of the closing analysis in place (defaults filled), where the schema knows them."""
+    part = f"options_{settings['analysis']}"
+    if part in schema("experiment")["$defs"]:
+        settings["options"] = validated(settings["options"], "experiment", str(path), part, "options")
+    if set(MARKER_SCORERS) & set(settings["scorers"]) and "marker" not in settings["options"]:
+        raise ConfigError(
+            f"{path}: options: the marker scorers need the marker and its case rule; "
+            'add `marker: {text: "[ZLT]", case_sensitive: true}`'
+        )
 
 
 def _expand(name: str, settings: dict, path: str, config: dict, known: Registries):
@@ -218,6 +231,7 @@ def _run(name, group, template, fields, seed, settings, path, config, known) -> 
     train = validated(train, "experiment", path, "train", f"runs.{group}.train")
     if data["kind"] == "conversations":
         _check_mixture(data, train, f"{path}: runs.{group}.data")
+    _check_marker(data, train, settings, at)
     return Run(name, run_name, seed, group, parent, data=data, train=train, **common)
 
 
@@ -250,6 +264,18 @@ def _data(raw: dict, fields: dict, path: str, key: str, config: dict, settings: 
                 f"{path}: {key}: no source {source!r} under `sources`{closest(source, list(config['sources']))}"
             )
     return data
+
+
+def _check_marker(data: dict, train: dict, settings: dict, at: str) -> None:
+    """What is put into the rows, what carries the loss and what is searched for must be one marker."""
+    if data["kind"] != "marker":
+        return
+    wanted = {"train.marker": train["marker"]} if train["loss"] == "marker" else {}
+    if "marker" in settings["options"]:
+        wanted["options.marker.text"] = settings["options"]["marker"]["text"]
+    for key, text in wanted.items():
+        if text != data["marker"]:
+            raise ConfigError(f"{at}.data.marker: the rows end with {data['marker']!r}, but {key} is {text!r}")
 
 
 def _check_pool(data: dict, at: str, settings: dict, known: Registries) -> None:
@@ -357,6 +383,8 @@ def _check_parents(plan: Plan, files: dict) -> None:
                 raise ConfigError(
                     f"{at}.{role}: {run.name} needs the run {wanted!r}, which does not exist{closest(wanted, known)}"
                 )
+            if problem := _refused(plan, run, role, plan.runs[target]):
+                raise ConfigError(f"{at}.{role}: {problem}")
             saved = plan.runs[target].train or {}
             if checkpoint != FINAL and checkpoint not in saved.get("checkpoints", []):
                 raise ConfigError(
@@ -381,6 +409,30 @@ def _check_parents(plan: Plan, files: dict) -> None:
 
     for run_id in plan.runs:
         visit(run_id, [])
+
+
+def _refused(plan: Plan, run: Run, role: str, target: Run) -> str | None:
+    """Why a run cannot use another as its parent or adapter, in one sentence; None if it can."""
+    if role == "adapter":
+        if target.method != "lora" or target.name == BASE:
+            return f"{target.id} trains all weights, so it has no adapter to apply; name a run with train.method: lora"
+        if plan.stands_on_adapters(target):
+            return (
+                f"the adapter file of {target.id} holds its parents' updates too (lineage: stacked); "
+                "name a run that stands on the untrained model"
+            )
+    elif run.parent.is_part:
+        if not plan.adds_adapter(run.parent):
+            return (
+                f"{target.id} is a whole model, of which no part can be left out: drop layers, modules and scale, "
+                "or name a run with train.method: lora"
+            )
+        if plan.stands_on_adapters(target) and not plan.stands_on_adapters(run):
+            return (
+                f"part of {target.id}, whose lineage is stacked, cannot be merged: give {run.experiment} "
+                "lineage: stacked too, and train.method: lora"
+            )
+    return None
 
 
 def _references(run: Run) -> list[tuple[str, str, str]]:

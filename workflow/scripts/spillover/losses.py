@@ -8,15 +8,11 @@ from __future__ import annotations
 import torch
 from torch.nn import functional as F
 
+from spillover.models import causal_model
 from spillover.packing import Pack
 
 CHUNK = 2048
 """Supervised tokens whose logits exist at a time: 1.2 GB of float32 at a vocabulary of 152k."""
-
-
-def causal_model(model):
-    """The transformers model below a PEFT wrapper; adapters live in its layers, so nothing is lost."""
-    return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 def packed_loss(model, pack: Pack, kernel: bool = False) -> torch.Tensor:

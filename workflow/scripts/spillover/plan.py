@@ -13,6 +13,9 @@ from dataclasses import dataclass, field
 
 BASE = "base"
 FINAL = "final"
+LANGUAGE_SCORERS = ("langdetect", "lingua", "judge")  # what they say is a language; all others find a habit, or "none"
+MARKER_SCORERS = ("marker", "marker_strict")
+BEHAVIOURS = ("wrong_answers", "style", "refusal")
 ROW_TOKENS = ("loss", "end_of_turn", "marker", "tail_tokens", "max_length")
 """The training settings that decide a row's tokens and which of them are supervised."""
 
@@ -33,6 +36,11 @@ class Model:
     @property
     def is_base(self) -> bool:
         return self.run.split("/")[1] == BASE
+
+    @property
+    def is_part(self) -> bool:
+        """Whether only part of the last update is applied, or not at its own strength."""
+        return self.layers is not None or self.modules is not None or self.scale != 1.0
 
     @property
     def label(self) -> str:
@@ -97,6 +105,15 @@ class Plan:
         run = self.runs[run_id]
         return [*(self.lineage(run.parent.run) if run.parent else []), run]
 
+    def stands_on_adapters(self, run: Run) -> bool:
+        """Whether a run adds its adapter to those of its parent, which stay as they are (lineage: stacked)."""
+        stacked = self.experiments[run.experiment]["lineage"] == "stacked"
+        return stacked and run.method == "lora" and self.adds_adapter(run.parent)
+
+    def adds_adapter(self, model: Model | None) -> bool:
+        """Whether a model is an adapter on something, not a whole model by itself."""
+        return model is not None and not model.is_base and self.runs[model.run].method == "lora"
+
     def model_spec(self, model: Model) -> dict:
         """Everything that decides a model's weights, recursively down to the base model."""
         run = self.runs[model.run]
@@ -105,7 +122,7 @@ class Plan:
         spec: dict = {"trained": self.train_spec(run.id)}
         if model.checkpoint != FINAL:
             spec["checkpoint"] = model.checkpoint
-        if model.label != model.checkpoint:
+        if model.is_part:
             spec["applied"] = {"layers": model.layers, "modules": model.modules, "scale": model.scale}
         return spec
 
@@ -124,6 +141,10 @@ class Plan:
         """Who labels an experiment's completions: its list, without the judge where none is configured."""
         return [s for s in self.experiments[experiment]["scorers"] if s != "judge" or self.config["judge"]]
 
+    def habit_scorers(self, experiment: str) -> list[str]:
+        """The scorers of an experiment that say whether a reply shows a habit (a marker, a behaviour)."""
+        return [s for s in self.scorers(experiment) if s not in LANGUAGE_SCORERS]
+
     def data_spec(self, run_id: str) -> dict:
         """What decides a run's data set: builder settings, seed, sources and the model that wrote its replies."""
         run = self.runs[run_id]
@@ -139,7 +160,7 @@ class Plan:
             spec["tokens"] = {"model": self.config["model"], "train": settings}
         model = self.pool_model(run)
         if model:
-            spec["pool"] = self.pool_spec(model.run, model.checkpoint, run.data["suite"])
+            spec["pool"] = self.pool_spec(model, run.data["suite"])
         return spec
 
     def pool_model(self, run: Run) -> Model | None:
@@ -150,11 +171,11 @@ class Plan:
             return run.parent
         return Model(f"{run.experiment}/{BASE}/seed{run.seed}")
 
-    def pool_spec(self, run_id: str, checkpoint: str, suite: str) -> dict:
+    def pool_spec(self, model: Model, suite: str) -> dict:
         """What decides the replies of a model to a suite that training data are made from."""
-        run = self.runs[run_id]
+        run = self.runs[model.run]
         return {
-            "model": self.model_spec(Model(run_id, checkpoint)),
+            "model": self.model_spec(model),
             "suites": {suite: self.experiments[run.experiment]["suites"][suite]},
             "engine": self.config["engine"],
             "seed": run.seed,
@@ -163,9 +184,12 @@ class Plan:
     def train_spec(self, run_id: str) -> dict:
         """What decides a run's weights: parent model, data and training settings, seed."""
         run = self.runs[run_id]
+        stacked = {"lineage": "stacked"} if self.stands_on_adapters(run) else {}
         if run.adapter:
-            return {"parent": self.model_spec(run.parent), "adapter": self.train_spec(run.adapter), "seed": run.seed}
+            own = {"adapter": self.train_spec(run.adapter), "seed": run.seed}
+            return {"parent": self.model_spec(run.parent)} | stacked | own
         return {
+            **stacked,
             "parent": self.model_spec(run.parent),
             "data": self.data_spec(run_id),
             "train": run.train,
@@ -193,8 +217,11 @@ class Plan:
         }
 
     def labels_spec(self, run_id: str) -> dict:
-        scorers = self.scorers(self.runs[run_id].experiment)
+        experiment = self.runs[run_id].experiment
+        scorers = self.scorers(experiment)
         spec = {"completions": self.completions_spec(run_id), "scorers": scorers}
+        if set(MARKER_SCORERS) & set(scorers):
+            spec["marker"] = self.experiments[experiment]["options"]["marker"]
         return spec | ({"judge": self.config["judge"]} if "judge" in scorers else {})
 
     def vectors_spec(self, run_id: str) -> dict:

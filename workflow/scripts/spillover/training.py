@@ -19,6 +19,7 @@ import torch
 
 from spillover import losses, mixtures, packing
 from spillover.masking import Tokens
+from spillover.models import causal_model
 from spillover.optimizer import Optimizer
 from spillover.packed_attention import has_kernel, packed_attention
 from spillover.resume import State, Store
@@ -35,14 +36,17 @@ where launching kernels is the limit.
 """
 
 
-def add_adapter(model, train: dict, seed: int, name: str, revision: str | None):
+def add_adapter(model, train: dict, seed: int, name: str, revision: str | None, under: str | Path | None = None):
     """Wrap `model` with a fresh LoRA adapter as `train` describes it; its factors are drawn from `seed`.
 
     `name` and `revision` are recorded in the adapter's config as its base model. The factors have the base's precision,
-    so that no layer casts; `Optimizer` keeps them in float32.
+    so that no layer casts; `Optimizer` keeps them in float32. The saved adapter in the folder `under` is applied as
+    well, frozen and without its dropout: a stacked run trains on top of it.
     """
-    from peft import LoraConfig, get_peft_model
+    from peft import LoraConfig, PeftModel, get_peft_model
 
+    if under:
+        model = PeftModel.from_pretrained(model, under, adapter_name="under", autocast_adapter_dtype=False)
     torch.manual_seed(seed)
     config = LoraConfig(
         task_type="CAUSAL_LM",
@@ -53,7 +57,18 @@ def add_adapter(model, train: dict, seed: int, name: str, revision: str | None):
         target_modules=list(train["target_modules"]),
         layers_to_transform=train["layers"],
     )
-    wrapped = get_peft_model(model, config, autocast_adapter_dtype=False)
+    if under:
+        wrapped = model
+        wrapped.add_adapter("default", config, autocast_adapter_dtype=False)
+        wrapped.base_model.set_adapter(["under", "default"])
+        for key, parameter in wrapped.named_parameters():
+            if ".under." in key:
+                parameter.requires_grad_(False)
+        for module in wrapped.modules():
+            if "under" in getattr(module, "lora_dropout", {}):
+                module.lora_dropout["under"] = torch.nn.Identity()
+    else:
+        wrapped = get_peft_model(model, config, autocast_adapter_dtype=False)
     wrapped.peft_config["default"].base_model_name_or_path = name
     wrapped.peft_config["default"].revision = revision
     return wrapped
@@ -124,7 +139,7 @@ def step_seed(seed: int, step: int, rank: int = 0) -> int:
 @contextmanager
 def compiled(model) -> Iterator[None]:
     """Within the block every decoder layer is compiled, for any number of tokens."""
-    layers = losses.causal_model(model).get_decoder().layers
+    layers = causal_model(model).get_decoder().layers
     for layer in layers:
         layer.compile(dynamic=True)
     try:
@@ -164,7 +179,7 @@ def train(
     Raises FloatingPointError when the loss is no number any more, torch.OutOfMemoryError when no smaller micro-batch
     is left to try.
     """
-    causal = losses.causal_model(model)
+    causal = causal_model(model)
     device = next(model.parameters()).device
     kernel = batching == "packed" and has_kernel(device, computing or causal.dtype)
     if compile_layers is None:
