@@ -25,6 +25,7 @@ from spillover import (
     data,
     losses,
     masking,
+    mixtures,
     models,
     optimizer,
     packed_attention,
@@ -36,7 +37,18 @@ from spillover import (
     training,
 )
 
-TRAINING_CODE = (adapters, data, masking, packing, packed_attention, losses, regularisers, optimizer, training)
+TRAINING_CODE = (
+    adapters,
+    data,
+    masking,
+    mixtures,
+    packing,
+    packed_attention,
+    losses,
+    regularisers,
+    optimizer,
+    training,
+)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -95,6 +107,7 @@ def main(argv: list[str] | None = None) -> None:
             processes=processes,
             computing=getattr(torch, args.dtype),
             shift=shift,
+            strata=data.strata(table),
         )
     folder = Path(args.model or args.adapter)
     unfinished = folder / ".unfinished"

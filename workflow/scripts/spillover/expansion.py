@@ -277,6 +277,8 @@ def _run(name, group, template, fields, seed, settings, path, config, known) -> 
     data = _data(raw, fields, path, f"runs.{group}.data", config, settings, known)
     train = _fill(merge(settings["train"], template["train"]), fields, f"{at}.train")
     train = validated(train, "experiment", path, "train", f"runs.{group}.train")
+    if data["kind"] == "conversations":
+        _check_mixture(data, train, f"{path}: runs.{group}.data")
     _check_marker(data, train, settings, at)
     if train["regulariser"]:
         train["regulariser"] = _regulariser(train["regulariser"], path, f"runs.{group}.train.regulariser", settings)
@@ -322,6 +324,9 @@ def _data(raw: dict, fields: dict, path: str, key: str, config: dict, settings: 
         raise ConfigError(
             f"{path}: {key}.suite: no suite {data['suite']!r}{closest(data['suite'], list(settings['suites']))}"
         )
+    for system in data.get("systems") or []:
+        if system:
+            known.check_persona(system, f"{path}: {key}.systems")
     if data["kind"] in ("marker", "persona_replies"):
         _check_pool(data, f"{path}: {key}", settings, known)
     for source in data_sources(data):
@@ -378,6 +383,28 @@ def _check_pool(data: dict, at: str, settings: dict, known: Registries) -> None:
                 f"{at}.suite: {data['suite']!r} and the evaluated suite {name!r} ask {len(shared)} of the same "
                 f"questions (as {min(shared)!r}); no model is evaluated on what it was trained on: use another bank"
             )
+
+
+def _check_mixture(data: dict, train: dict, at: str) -> None:
+    """A mixture has a number of rows, and by rows the same whole number of them in every step."""
+    items = data["mix"]
+    if not items:
+        return
+    if data["rows"] is None:
+        raise ConfigError(f"{at}.rows: missing; a mixture needs the number of all its rows")
+    if "tokens" in {item["unit"] for item in items}:
+        if len(items) > 1:
+            raise ConfigError(f"{at}.mix: a source mixed by tokens stands alone; give the others to runs of their own")
+        return
+    if sum(item["share"] for item in items) >= 1:
+        raise ConfigError(f"{at}.mix: the shares sum to 1 or more; what is left is the share of {data['source']!r}")
+    for item in items:
+        for number, of in ((train["batch_size"], "the batch size"), (data["rows"], "rows")):
+            if abs(number * item["share"] - round(number * item["share"])) > 1e-9:
+                raise ConfigError(
+                    f"{at}.mix: a share of {item['share']:g} is no whole number of {of} {number}: every step has the "
+                    "same exact counts; change the share or the number"
+                )
 
 
 def _questions(suite: dict, known: Registries) -> set[str]:

@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 
 from spillover import prompts
-from spillover.plan import BASE, FINAL, GENERATING, Model, Plan, Run, data_sources
+from spillover.plan import BASE, BEHAVIOURS, FINAL, GENERATING, Model, Plan, Run, data_sources
 
 SHIPPED_BASE = "resources/small_world/base"
 BASE_FILES = (
@@ -187,6 +187,8 @@ class Files:
         files: dict = {"sources": [f"{self.root}/data/sources/{name}.parquet" for name in data_sources(run.data)]}
         if model := self.plan.pool_model(run):
             files["pool"] = f"{self.folder(model.run)}/pool-{model.label}-{run.data['suite']}.parquet"
+        if run.data["kind"] == "conversations":
+            files["tokenizer"] = self.tokenizer_files()
         return files
 
     def dataset_flags(self, run_id: str) -> str:
@@ -195,7 +197,8 @@ class Files:
         names = data_sources(self.plan.runs[run_id].data)
         named = [f"{name}={path}" for name, path in zip(names, files.get("sources", []), strict=False)]
         flags = [f"--{key} {files[key]}" for key in ("replies", "shared", "pool") if key in files]
-        return " ".join(flags + (["--sources", *named] if named else []))
+        flags += ["--sources", *named] if named else []
+        return " ".join(flags + ([self.tokenizer_flags()] if "tokenizer" in files else []))
 
     # Evaluation
 
@@ -270,6 +273,12 @@ class Files:
     def _with_adapters(self, base: Model, adapters: list[tuple[str, str]]) -> str:
         named = " ".join(f"{label}={folder}" for label, folder in adapters)
         return self.model_flags(base) + (f" --adapters {named}" if named else "")
+
+    def behaviour_banks(self, experiment: str) -> list[str]:
+        """What the scorers of behaviours read, where an experiment asks for any."""
+        wanted = set(BEHAVIOURS) & set(self.plan.scorers(experiment))
+        banks = sorted(str(path) for path in Path("resources/questions").glob("facts_*.yaml"))
+        return ["resources/behaviours.yaml", *banks] if wanted else []
 
     def question_bank(self, experiment: str) -> list[str]:
         return _banks([self.plan.experiments[experiment]["vectors"] or {}])
