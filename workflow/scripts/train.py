@@ -38,8 +38,17 @@ from spillover import (
 )
 
 TRAINING_CODE = (
-    adapters, data, masking, mixtures, packing, packed_attention, losses, regularisers, optimizer, training,
-)  # fmt: skip
+    adapters,
+    data,
+    masking,
+    mixtures,
+    packing,
+    packed_attention,
+    losses,
+    regularisers,
+    optimizer,
+    training,
+)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -97,8 +106,8 @@ def main(argv: list[str] | None = None) -> None:
             store=store,
             processes=processes,
             computing=getattr(torch, args.dtype),
-            strata=data.strata(table),
             shift=shift,
+            strata=data.strata(table),
         )
     folder = Path(args.model or args.adapter)
     unfinished = folder / ".unfinished"

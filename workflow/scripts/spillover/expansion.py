@@ -6,6 +6,7 @@ here, before any job: languages, personas, suites, sources, parents, checkpoints
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 import re
@@ -92,6 +93,7 @@ class Registries:
         self.personas = {p["id"]: p for p in read_yaml(root / "personas.yaml")["personas"]}
         self.resources = resources
         directives = read_yaml(root / "small_world" / "directives.yaml")
+        self.systems = [s["id"] for s in read_yaml(root / "systems.yaml")["systems"]]
         self.phrasings = [d["id"] for d in [*directives["train"], *directives["extra"]]]
 
     def check_language(self, code: str, at: str) -> None:
@@ -111,7 +113,7 @@ class Registries:
 
 def _check_suites(settings: dict, path: Path, known: Registries) -> None:
     """Validate suites and vectors in place (defaults filled)."""
-    kinds = ("directives", "personas", "choices", "loss")
+    kinds = ("directives", "personas", "questions", "choices", "loss")
     for name, suite in settings["suites"].items():
         at = f"suites.{name}"
         if suite["kind"] not in kinds:
@@ -130,6 +132,31 @@ def _check_suites(settings: dict, path: Path, known: Registries) -> None:
         if isinstance(block.get("personas"), list):
             for persona in block["personas"]:
                 known.check_persona(persona, f"{path}: {at}.personas")
+        for system in block.get("systems", []):
+            if system not in known.systems:
+                raise ConfigError(
+                    f"{path}: {at}.systems: {system!r} is no known system prompt{closest(system, known.systems)}"
+                )
+        if block.get("questions"):
+            _check_bank(block, f"{path}: {at}", known)
+        for scorer in block.get("scorers", []):
+            if scorer not in settings["scorers"]:
+                raise ConfigError(
+                    f"{path}: {at}.scorers: {scorer!r} is not among the experiment's scorers"
+                    f"{closest(scorer, settings['scorers'])}"
+                )
+
+
+def _check_bank(block: dict, at: str, known: Registries) -> None:
+    """The question bank exists and is the file that its checksum names."""
+    file = prompts.bank_file(block["questions"], known.resources)
+    if not file.is_file():
+        banks = [p.stem for p in sorted(Path(known.resources, "questions").glob("*.yaml"))]
+        raise ConfigError(f"{at}.questions: there is no file {file}{closest(block['questions'], banks)}")
+    if wanted := block.get("questions_sha256"):
+        found = hashlib.sha256(file.read_bytes()).hexdigest()
+        if found != wanted:
+            raise ConfigError(f"{at}.questions_sha256: {file} has the sha256 {found}, which is another file's")
 
 
 def _check_options(settings: dict, path: Path) -> None:
@@ -250,9 +277,9 @@ def _run(name, group, template, fields, seed, settings, path, config, known) -> 
     data = _data(raw, fields, path, f"runs.{group}.data", config, settings, known)
     train = _fill(merge(settings["train"], template["train"]), fields, f"{at}.train")
     train = validated(train, "experiment", path, "train", f"runs.{group}.train")
-    _check_marker(data, train, settings, at)
     if data["kind"] == "conversations":
         _check_mixture(data, train, f"{path}: runs.{group}.data")
+    _check_marker(data, train, settings, at)
     if train["regulariser"]:
         train["regulariser"] = _regulariser(train["regulariser"], path, f"runs.{group}.train.regulariser", settings)
     added = {"regulariser": train["regulariser"] and train["regulariser"]["kind"], "contrast": train["contrast"]}

@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from spillover.plan import BASE, BEHAVIOURS, FINAL, Model, Plan, Run, data_sources
+from spillover import prompts
+from spillover.plan import BASE, BEHAVIOURS, FINAL, GENERATING, Model, Plan, Run, data_sources
 
 TABLES = ("completions.parquet", "labels.parquet")
 SHIPPED_BASE = "resources/small_world/base"
@@ -303,7 +304,7 @@ class Files:
         folder = self.folder(run_id)
         kinds = {settings["suites"][name]["kind"] for name in run.evaluate}
         files = [f"{folder}/dataset_card.json"] if run.data else []
-        if kinds & {"directives", "personas"}:
+        if kinds & set(GENERATING):
             files.append(f"{folder}/labels.parquet" if scorers else f"{folder}/completions.parquet")
         if kinds & {"choices", "loss"}:
             files.append(f"{folder}/measures.parquet")
@@ -383,7 +384,7 @@ class Files:
     @staticmethod
     def _answers(settings: dict) -> bool:
         kinds = {suite["kind"] for suite in settings["suites"].values()}
-        return bool(kinds & {"directives", "personas"} and settings["scorers"] and not settings["phases"])
+        return bool(kinds & set(GENERATING) and settings["scorers"] and not settings["phases"])
 
     def closing_spec(self, experiment: str) -> dict:
         return self.plan.closing_spec(experiment, self.closing_runs(experiment))
@@ -525,4 +526,4 @@ def _record(run: Run) -> dict:
 
 def _banks(settings: list[dict]) -> list[str]:
     """Question files that suites or vectors name."""
-    return sorted({f"resources/questions/{s['questions']}.yaml" for s in settings if s.get("questions")})
+    return sorted({str(prompts.bank_file(s["questions"])) for s in settings if s.get("questions")})

@@ -164,8 +164,8 @@ def train(
     processes: Processes = ALONE,
     computing: torch.dtype | None = None,
     compile_layers: bool | None = None,
-    strata: Sequence[int] | None = None,
     shift: torch.Tensor | None = None,
+    strata: Sequence[int] | None = None,
 ) -> dict:
     """Train in place, in micro-batches of at most `token_budget` tokens, packed or (the plain reference) padded.
 
