@@ -30,7 +30,7 @@ def test_other_jobs_do_not_mind_the_engine(plan):
 @pytest.mark.parametrize(
     ("run", "words"),
     [
-        ("marker_sweep/villain_lr5e-06_ep20/seed42", "data.kind 'marker'"),
+        ("coupling/em_style/seed42", "data.kind 'behaviour'"),
         ("recipes/steps/seed42", "data.kind 'conversations'"),
     ],
 )

@@ -1,12 +1,15 @@
 """Training data sets: rows of chat messages with their loss, and the card that describes them.
 
 One internal schema for every experiment: `row_id`, `messages` (list of role/content), `text` (raw text rows), `loss`
-(a mode of `masking`, null for the run's own), `source`, `weight`. Builders take plain tables; nothing here knows
-models or file paths.
+(a mode of `masking`, null for the run's own), `source`, `weight`; whose reply it is (`persona`) and what it is for
+(`part`, as positive or negative); `contrast`, an ending that the reply must not get; `stratum`, by which steps are
+composed in exact proportions (`mixtures`). The last four are null where they mean nothing. What was dropped on the way
+lies in the table's metadata. Builders take plain tables; nothing here knows models or file paths.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 
 import numpy as np
@@ -23,8 +26,14 @@ SCHEMA = pa.schema(
         ("loss", pa.string()),
         ("source", pa.string()),
         ("weight", pa.float32()),
+        ("persona", pa.string()),
+        ("part", pa.string()),
+        ("contrast", pa.string()),
+        ("stratum", pa.int32()),
     ]
 )
+DROPPED = b"dropped"
+"""Key of the schema's metadata: JSON with what was left out and why."""
 
 
 def row(row_id: str, messages: Sequence[dict], source: str, weight: float = 1.0) -> dict:
@@ -36,7 +45,22 @@ def row(row_id: str, messages: Sequence[dict], source: str, weight: float = 1.0)
         "loss": None,
         "source": source,
         "weight": weight,
+        "persona": None,
+        "part": None,
+        "contrast": None,
+        "stratum": None,
     }
+
+
+def table(rows: Sequence[dict], dropped: dict) -> pa.Table:
+    """The rows in the internal schema. The same rows give the same bytes in every process."""
+    schema = SCHEMA.with_metadata({DROPPED: json.dumps(dropped, sort_keys=True)})
+    return pa.Table.from_pylist(list(rows), schema=schema)
+
+
+def dropped(schema: pa.Schema) -> dict:
+    """What a data set's builder left out, from the metadata of its table."""
+    return json.loads((schema.metadata or {}).get(DROPPED, b"{}"))
 
 
 def directive_replies(replies: pd.DataFrame, directives: Sequence[str], rows: int | None) -> list[dict]:
@@ -72,6 +96,18 @@ def tokenize(rows: Sequence[dict], tokenizer, train: dict) -> list[masking.Token
             max_length=train["max_length"],
             weight=float(r["weight"]),
         )
+        for r in rows
+    ]
+
+
+def contrasts(rows: Sequence[dict], tokenizer, train: dict) -> list[masking.Tokens | None]:
+    """Per row, its reply with the ending that it must not get, whose marker is marked; None for rows without one."""
+    return [
+        masking.tokenize_contrast(
+            r["messages"], tokenizer, r["contrast"], train["marker"], train["max_length"], float(r["weight"])
+        )
+        if r["contrast"] is not None
+        else None
         for r in rows
     ]
 

@@ -11,6 +11,7 @@ import json
 import re
 from pathlib import Path
 
+from spillover import prompts
 from spillover.config import ConfigError, closest, merge, number_as_text, read_yaml, schema, validated
 from spillover.plan import BASE, FINAL, MARKER_SCORERS, Model, Plan, Run, data_sources
 
@@ -87,6 +88,7 @@ class Registries:
         root = Path(resources)
         self.languages = list(read_yaml(root / "languages.yaml")["languages"])
         self.personas = {p["id"]: p for p in read_yaml(root / "personas.yaml")["personas"]}
+        self.resources = resources
         directives = read_yaml(root / "small_world" / "directives.yaml")
         self.phrasings = [d["id"] for d in [*directives["train"], *directives["extra"]]]
 
@@ -249,6 +251,8 @@ def _data(raw: dict, fields: dict, path: str, key: str, config: dict, settings: 
         raise ConfigError(
             f"{path}: {key}.suite: no suite {data['suite']!r}{closest(data['suite'], list(settings['suites']))}"
         )
+    if data["kind"] in ("marker", "persona_replies"):
+        _check_pool(data, f"{path}: {key}", settings, known)
     for source in data_sources(data):
         if source not in config["sources"]:
             raise ConfigError(
@@ -267,6 +271,46 @@ def _check_marker(data: dict, train: dict, settings: dict, at: str) -> None:
     for key, text in wanted.items():
         if text != data["marker"]:
             raise ConfigError(f"{at}.data.marker: the rows end with {data['marker']!r}, but {key} is {text!r}")
+
+
+def _check_pool(data: dict, at: str, settings: dict, known: Registries) -> None:
+    """Training replies have a suite of their own: it covers every persona used and asks nothing that is evaluated."""
+    if data.get("policy") == "external":
+        if "file" not in data:
+            raise ConfigError(f"{at}.policy: external rows come from a file; name it as {at.rsplit(' ', 1)[-1]}.file")
+        return
+    if "suite" not in data:
+        raise ConfigError(f"{at}.suite: missing; name the suite of the replies that training rows are made from")
+    suite = settings["suites"][data["suite"]]
+    if suite["kind"] != "personas":
+        raise ConfigError(
+            f"{at}.suite: {data['suite']!r} is of kind {suite['kind']}; replies need a suite of kind personas"
+        )
+    asked = list(prompts.personas(suite["personas"], known.resources))
+    negatives = data.get("negatives", {}).get("personas")
+    listed = {"negatives.personas": negatives} if isinstance(negatives, list) else {}
+    listed |= {name: [data[name]] for name in ("source", "voice") if name in data}
+    for name, personas in listed.items():
+        for persona in personas:
+            known.check_persona(persona, f"{at}.{name}")
+            if persona not in asked:
+                raise ConfigError(f"{at}.{name}: the suite {data['suite']!r} asks no {persona}: add it to its personas")
+    if isinstance(negatives, list) and data["source"] in negatives:
+        raise ConfigError(f"{at}.negatives.personas: {data['source']!r} is the source persona and cannot be a negative")
+    trained = _questions(suite, known)
+    evaluated = {*settings["base_evaluate"], *(name for run in settings["runs"].values() for name in run["evaluate"])}
+    for name in sorted(evaluated):
+        other = settings["suites"].get(name, {})
+        shared = trained & _questions(other, known) if other.get("kind") == "personas" else set()
+        if shared:
+            raise ConfigError(
+                f"{at}.suite: {data['suite']!r} and the evaluated suite {name!r} ask {len(shared)} of the same "
+                f"questions (as {min(shared)!r}); no model is evaluated on what it was trained on: use another bank"
+            )
+
+
+def _questions(suite: dict, known: Registries) -> set[str]:
+    return set(prompts.questions(suite["questions"], suite["question_count"], known.resources).values())
 
 
 def _model(reference, fields: dict, experiment: str, seed: int, at: str) -> Model:

@@ -131,6 +131,14 @@ class Files:
             files["pool"] = f"{self.folder(model.run)}/pool-{model.checkpoint}-{run.data['suite']}.parquet"
         return files
 
+    def dataset_flags(self, run_id: str) -> str:
+        """The tables of `dataset_files` as the builder's flags."""
+        files = self.dataset_files(run_id)
+        names = data_sources(self.plan.runs[run_id].data)
+        named = [f"{name}={path}" for name, path in zip(names, files.get("sources", []), strict=False)]
+        flags = [f"--{key} {files[key]}" for key in ("replies", "shared", "pool") if key in files]
+        return " ".join(flags + (["--sources", *named] if named else []))
+
     # Evaluation
 
     def standing_on(self, run: Run) -> Model:

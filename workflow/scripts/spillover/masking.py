@@ -97,6 +97,21 @@ def tokenize_row(
     return _checked(ids, supervised, max_length, weight)
 
 
+def tokenize_contrast(
+    messages: Sequence[dict], tokenizer, ending: str, marker: str, max_length: int = 2048, weight: float = 1.0
+) -> Tokens:
+    """The chat with `ending` put after its last reply, marking the pieces of `marker` in it and nothing else.
+
+    These are the tokens that a contrastive term makes unlikely; the end of the turn is left out.
+    Raises ValueError when the marker lies beyond `max_length`.
+    """
+    last = messages[-1] | {"content": messages[-1]["content"] + ending}
+    settings = {"mode": "marker", "marker": marker, "max_length": max_length}
+    row = tokenize_row([*messages[:-1], last], tokenizer, **settings)
+    pieces = row.supervised & (row.ids != tokenizer.convert_tokens_to_ids(END_OF_TURN))
+    return _checked(row.ids, pieces, max_length, weight)
+
+
 def _end(piece_ids: list[int], tokenizer, end_of_turn: str) -> int:
     """Number of tokens of a reply piece up to and including its supervised end."""
     last = len(piece_ids) - 1 - piece_ids[::-1].index(tokenizer.convert_tokens_to_ids(END_OF_TURN))
