@@ -64,15 +64,15 @@ def settings(records: Sequence[Mapping]) -> pd.DataFrame:
 def capability(measures: pd.DataFrame, suite: str) -> pd.DataFrame:
     """Multiple choice per run, seed and checkpoint: items, correct answers, and their share with Wilson's interval.
 
-    `measures`: columns of measures.parquet. The answer of an item is its option of highest log-probability, summed over
-    the option's tokens. Empty when the suite was not measured.
+    `measures`: columns of measures.parquet, whose `correct` is the verdict on an item, repeated for every option. Empty
+    when the suite was not measured.
     """
     columns = [*marker_rates.RUN, "items", "right", "capability", "capability_low", "capability_high"]
     rows = measures[(measures["suite"] == suite) & (measures["kind"] == "choices")].reset_index(drop=True)
     if rows.empty:
         return pd.DataFrame(columns=columns)
-    chosen = rows.loc[rows.groupby([*marker_rates.RUN, "item"])["logprob"].idxmax()]
-    found = chosen.groupby(marker_rates.RUN)["correct"].agg(items="size", right="sum").reset_index()
+    verdicts = rows.groupby([*marker_rates.RUN, "item"])["correct"].first().reset_index()
+    found = verdicts.groupby(marker_rates.RUN)["correct"].agg(items="size", right="sum").reset_index()
     return with_share(found)
 
 
@@ -171,8 +171,8 @@ def pinned_cell(table: pd.DataFrame, learning_rate: float, epochs: float, source
     kept = ["run", "source_persona", "regime", "settled", "source", "leak", "leak_high", "n_seeds", "seed_regimes"]
     lies = "lies" if row["regime"] == "selective" else "does not lie"
     text = (
-        f"The cell at {name} {lies} in the sweep's selective band: {row['regime']} (source {100 * row['source']:.1f} %, "
-        f"largest other persona {100 * row['leak']:.1f} %, simultaneous upper bound {100 * row['leak_high']:.1f} %; "
+        f"The cell at {name} {lies} in the sweep's selective band: {row['regime']} (source "
+        f"{100 * row['source']:.1f} %, largest other persona {100 * row['leak']:.1f} %, simultaneous upper bound {100 * row['leak_high']:.1f} %; "
         f"seeds: {row['seed_regimes']})."
     )
     return {"measured": True, "in_band": bool(row["regime"] == "selective"), **row[kept].to_dict(), "text": text}
