@@ -25,6 +25,7 @@ from spillover import (
     data,
     losses,
     masking,
+    mixtures,
     models,
     optimizer,
     packed_attention,
@@ -41,6 +42,7 @@ TRAINING_CODE = (
     adapters,
     data,
     masking,
+    mixtures,
     packing,
     packed_attention,
     losses,
@@ -107,6 +109,7 @@ def main(argv: list[str] | None = None) -> None:
             processes=processes,
             computing=getattr(torch, args.dtype),
             shift=shift,
+            strata=data.strata(table),
         )
     folder = Path(args.model or args.adapter)
     unfinished = folder / ".unfinished"

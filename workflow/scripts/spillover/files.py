@@ -9,8 +9,10 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from spillover.plan import BASE, FINAL, Model, Plan, Run, data_sources
+from spillover import prompts
+from spillover.plan import BASE, BEHAVIOURS, FINAL, GENERATING, Model, Plan, Run, data_sources
 
+TABLES = ("completions.parquet", "labels.parquet")
 SHIPPED_BASE = "resources/small_world/base"
 BASE_FILES = (
     "config.json",
@@ -39,6 +41,8 @@ CLOSING: dict[str, tuple[str, ...]] = {
 """The closing files of each kind of analysis, below `<analysis>`; the first is the headline figure."""
 DATA_KEYS = ("source", "voice", "behaviour", "directive", "completion")
 """What a closing analysis must know of a run's training data."""
+CELL_TABLES = {"language_spill": "cells-{view}.parquet"}
+"""The table of rates per run and cell that an analysis makes, below `<analysis>`; the browser shows them."""
 VIEWS = {"matrix": ("spill",), "dose": ("spill", "dose")}
 """The closing views of a spill experiment and the groups of runs each reads: the headline, and every dose."""
 
@@ -201,6 +205,8 @@ class Files:
         files: dict = {"sources": [f"{self.root}/data/sources/{name}.parquet" for name in data_sources(run.data)]}
         if model := self.plan.pool_model(run):
             files["pool"] = f"{self.folder(model.run)}/pool-{model.label}-{run.data['suite']}.parquet"
+        if run.data["kind"] == "conversations":
+            files["tokenizer"] = self.tokenizer_files()
         return files
 
     def dataset_flags(self, run_id: str) -> str:
@@ -209,7 +215,8 @@ class Files:
         names = data_sources(self.plan.runs[run_id].data)
         named = [f"{name}={path}" for name, path in zip(names, files.get("sources", []), strict=False)]
         flags = [f"--{key} {files[key]}" for key in ("replies", "shared", "pool") if key in files]
-        return " ".join(flags + (["--sources", *named] if named else []))
+        flags += ["--sources", *named] if named else []
+        return " ".join(flags + ([self.tokenizer_flags()] if "tokenizer" in files else []))
 
     # Evaluation
 
@@ -297,6 +304,12 @@ class Files:
         named = " ".join(f"{label}={folder}" for label, folder in adapters)
         return self.model_flags(base) + (f" --adapters {named}" if named else "")
 
+    def behaviour_banks(self, experiment: str) -> list[str]:
+        """What the scorers of behaviours read, where an experiment asks for any."""
+        wanted = set(BEHAVIOURS) & set(self.plan.scorers(experiment))
+        banks = sorted(str(path) for path in Path("resources/questions").glob("facts_*.yaml"))
+        return ["resources/behaviours.yaml", *banks] if wanted else []
+
     def question_bank(self, experiment: str) -> list[str]:
         return _banks([self.plan.experiments[experiment]["vectors"] or {}])
 
@@ -318,7 +331,7 @@ class Files:
         folder = self.folder(run_id)
         kinds = {settings["suites"][name]["kind"] for name in run.evaluate}
         files = [f"{folder}/dataset_card.json"] if run.data else []
-        if kinds & {"directives", "personas"}:
+        if kinds & set(GENERATING):
             files.append(f"{folder}/labels.parquet" if scorers else f"{folder}/completions.parquet")
         if kinds & {"choices", "loss"}:
             files.append(f"{folder}/measures.parquet")
@@ -332,13 +345,18 @@ class Files:
         """All that the enabled experiments ask for; of a phased search only the first phase is known beforehand."""
         files = []
         for name, settings in self.plan.experiments.items():
-            if settings["analysis"] == "language_spill":
-                files += self.spill_outputs(name)
-            files += [f"{self.root}/{name}/analysis/{file}" for file in CLOSING.get(settings["analysis"], ())]
+            files += self.closing_outputs(name)
             first = settings["phases"][:1]
             wanted = [self.plan.runs[i] for i in self.plan.selected if self.plan.runs[i].experiment == name]
             files += [f for run in wanted if run.phase is None or [run.phase] == first for f in self.finished(run.id)]
         return files + self.headlines() + [f"{self.root}/claims.md"]
+
+    def closing_outputs(self, experiment: str) -> list[str]:
+        """What the closing analysis of an experiment makes, the headline figure first."""
+        analysis = self.plan.experiments[experiment]["analysis"]
+        if analysis == "language_spill":
+            return self.spill_outputs(experiment)
+        return [f"{self.root}/{experiment}/analysis/{file}" for file in CLOSING.get(analysis, ())]
 
     def headlines(self) -> list[str]:
         """The figures at the root of the results: those of the experiments that ship."""
@@ -393,10 +411,63 @@ class Files:
     @staticmethod
     def _answers(settings: dict) -> bool:
         kinds = {suite["kind"] for suite in settings["suites"].values()}
-        return bool(kinds & {"directives", "personas"} and settings["scorers"] and not settings["phases"])
+        return bool(kinds & set(GENERATING) and settings["scorers"] and not settings["phases"])
 
     def closing_spec(self, experiment: str) -> dict:
         return self.plan.closing_spec(experiment, self.closing_runs(experiment))
+
+    # The report and the completions browser
+
+    def read_runs(self, experiment: str) -> list[Run]:
+        """The runs of an experiment whose replies can be read: those asked directives or as personas."""
+        suites = self.plan.experiments[experiment]["suites"]
+        asked = {name for name, suite in suites.items() if suite["kind"] in ("directives", "personas")}
+        return [run for run in self.closing_runs(experiment) if asked & set(run.evaluate)]
+
+    def read_files(self, experiment: str, file: str) -> list[str]:
+        """One file of each of them; no labels where nobody scores."""
+        if file == "labels.parquet" and not self.plan.scorers(experiment):
+            return []
+        return [f"{self.folder(run.id)}/{file}" for run in self.read_runs(experiment)]
+
+    def cell_table(self, experiment: str) -> list[str]:
+        """The closing analysis's table of rates per run and cell, if it makes one."""
+        table = CELL_TABLES.get(self.plan.experiments[experiment]["analysis"])
+        view = "dose" if self.plan.of(experiment, "dose") else "matrix"
+        return [f"{self.root}/{experiment}/analysis/{table.format(view=view)}"] if table else []
+
+    def browsers(self) -> list[str]:
+        """The completions browser of every experiment that has completions."""
+        return [
+            f"{self.root}/{name}/analysis/completions.html" for name in self.plan.experiments if self.read_runs(name)
+        ]
+
+    def report_files(self) -> list[str]:
+        """Everything that the report shows or links."""
+        experiments = self.plan.experiments
+        tables = [f for name in experiments for kind in TABLES for f in self.read_files(name, kind)]
+        return [f for name in experiments for f in self.closing_outputs(name)] + self.browsers() + tables
+
+    def report_sections(self) -> str:
+        """JSON with what the report must know of each experiment: where its figures, summary and tables lie."""
+        sections = []
+        for name, settings in self.plan.experiments.items():
+            folder = f"{self.root}/{name}/analysis"
+            outputs = [file.removeprefix(f"{folder}/") for file in self.closing_outputs(name)]
+            page = f"{folder}/completions.html"
+            section = {key: settings[key] for key in ("title", "question")}
+            section |= {"name": name, "folder": folder, "figures": [f for f in outputs if f.endswith(".png")]}
+            section |= {"summary": "summary.md" in outputs}
+            section |= {"browser": page.removeprefix(f"{self.root}/") if page in self.browsers() else None}
+            tables = {file.removesuffix(".parquet"): self.read_files(name, file) for file in TABLES}
+            sections.append(section | tables)
+        return json.dumps(sections, sort_keys=True)
+
+    def report_spec(self) -> dict:
+        """The shared settings and those of every experiment, and what decided each closing analysis."""
+        shared = {key: self.plan.config[key] for key in ("model", "engine", "judge", "translator", "sources")}
+        decided = {name: self.closing_spec(name)["runs"] for name in self.plan.experiments}
+        return shared | {"experiments": self.plan.experiments, "runs": decided}
 
     # The closing analysis of language_spill
 
@@ -484,4 +555,4 @@ def _record(run: Run) -> dict:
 
 def _banks(settings: list[dict]) -> list[str]:
     """Question files that suites or vectors name."""
-    return sorted({f"resources/questions/{s['questions']}.yaml" for s in settings if s.get("questions")})
+    return sorted({str(prompts.bank_file(s["questions"])) for s in settings if s.get("questions")})

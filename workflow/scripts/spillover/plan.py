@@ -15,6 +15,11 @@ BASE = "base"
 FINAL = "final"
 LANGUAGE_SCORERS = ("langdetect", "lingua", "judge")  # what they say is a language; all others find a habit, or "none"
 MARKER_SCORERS = ("marker", "marker_strict")
+JUDGES = ("judge", "alignment", "coherence")  # scorers that call the configured judge's model
+GENERATING = ("directives", "personas", "questions")  # kinds of suites that ask for replies
+BEHAVIOURS = ("wrong_answers", "style", "refusal")
+ROW_TOKENS = ("loss", "end_of_turn", "marker", "tail_tokens", "max_length")
+"""The training settings that decide a row's tokens and which of them are supervised."""
 
 
 @dataclass(frozen=True)
@@ -139,8 +144,8 @@ class Plan:
         return self.translation_spec(language) | gates
 
     def scorers(self, experiment: str) -> list[str]:
-        """Who labels an experiment's completions: its list, without the judge where none is configured."""
-        return [s for s in self.experiments[experiment]["scorers"] if s != "judge" or self.config["judge"]]
+        """Who labels an experiment's completions: its list, without judges where none is configured."""
+        return [s for s in self.experiments[experiment]["scorers"] if s not in JUDGES or self.config["judge"]]
 
     def habit_scorers(self, experiment: str) -> list[str]:
         """The scorers of an experiment that say whether a reply shows a habit (a marker, a behaviour)."""
@@ -155,6 +160,10 @@ class Plan:
             spec["sources"] = {name: self.config["sources"].get(name) for name in sources}
         if run.data["kind"] == "directive_replies":
             spec["translator"] = self.config.get("translator")
+        if run.data["kind"] == "conversations":
+            # which rows keep a reply, and how many tokens a row has
+            settings = {key: run.train[key] for key in ROW_TOKENS}
+            spec["tokens"] = {"model": self.config["model"], "train": settings}
         model = self.pool_model(run)
         if model:
             spec["pool"] = self.pool_spec(model, run.data["suite"])
@@ -208,14 +217,14 @@ class Plan:
         """What a data card shows: the loss settings and the prompts of the run's evaluation."""
         run = self.runs[run_id]
         suites = {name: self.experiments[run.experiment]["suites"][name] for name in run.evaluate}
-        asked = {name: suite for name, suite in suites.items() if suite["kind"] in ("directives", "personas")}
+        asked = {name: suite for name, suite in suites.items() if suite["kind"] in GENERATING}
         return {"data": self.data_spec(run_id), "train": run.train, "suites": asked}
 
     def completions_spec(self, run_id: str) -> dict:
         """What decides a run's completions: the model and the evaluation suites with their sampling."""
         run = self.runs[run_id]
         experiment = self.experiments[run.experiment]
-        suites = {name: experiment["suites"][name] for name in run.evaluate}
+        suites = {name: _asked(experiment["suites"][name]) for name in run.evaluate}
         spec = {
             "model": self.model_spec(Model(run_id)),
             "checkpoints": run.checkpoints,
@@ -234,7 +243,10 @@ class Plan:
         spec = {"completions": self.completions_spec(run_id), "scorers": scorers}
         if set(MARKER_SCORERS) & set(scorers):
             spec["marker"] = self.experiments[experiment]["options"]["marker"]
-        return spec | ({"judge": self.config["judge"]} if "judge" in scorers else {})
+        suites = {name: self.experiments[experiment]["suites"][name] for name in self.runs[run_id].evaluate}
+        if own := {name: suite["scorers"] for name, suite in suites.items() if "scorers" in suite}:
+            spec["suite_scorers"] = own
+        return spec | ({"judge": self.config["judge"]} if set(JUDGES) & set(scorers) else {})
 
     def vectors_spec(self, run_id: str) -> dict:
         experiment = self.experiments[self.runs[run_id].experiment]
@@ -272,6 +284,11 @@ class Plan:
             "seeds": settings["seeds"],
             "runs": {r.id: {"fields": r.fields, "labels": _digest(self.labels_spec(r.id))} for r in [*bases, *runs]},
         }
+
+
+def _asked(suite: dict) -> dict:
+    """A suite without who labels it, which decides no reply."""
+    return {key: value for key, value in suite.items() if key != "scorers"}
 
 
 def _digest(spec: dict) -> str:

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from spillover import losses, packing, regularisers, steering
+from spillover import losses, mixtures, packing, regularisers, steering
 from spillover.masking import Tokens
 from spillover.models import causal_model
 from spillover.optimizer import Optimizer
@@ -82,12 +82,15 @@ def total_steps(rows: int, train: dict) -> int:
     return max(1, round(math.ceil(rows / train["batch_size"]) * train["epochs"]))
 
 
-def step_rows(rows: int, train: dict, seed: int) -> Iterator[np.ndarray]:
-    """Row indices of each step: a new permutation per epoch, the last batch of an epoch may be smaller."""
+def step_rows(rows: int, train: dict, seed: int, strata: Sequence[int] | None = None) -> Iterator[np.ndarray]:
+    """Row indices of each step: a new permutation per epoch, the last batch of an epoch may be smaller.
+
+    With `strata` (one per row) every step has its share of each stratum: `mixtures.interleaved`.
+    """
     rng = np.random.default_rng(seed)
     remaining = total_steps(rows, train)
     while remaining:
-        order = rng.permutation(rows)
+        order = rng.permutation(rows) if strata is None else mixtures.interleaved(strata, rng)
         for start in range(0, rows, train["batch_size"]):
             if not remaining:
                 return
@@ -162,8 +165,11 @@ def train(
     computing: torch.dtype | None = None,
     compile_layers: bool | None = None,
     shift: torch.Tensor | None = None,
+    strata: Sequence[int] | None = None,
 ) -> dict:
     """Train in place, in micro-batches of at most `token_budget` tokens, packed or (the plain reference) padded.
+
+    `strata` are those of `step_rows`. A row of weight 0 has its place in a step and is not computed.
 
     `report` gets a record per step, `save` is called with (label, step) at each checkpoint. A `store` is asked for a
     state to go on from, and given one now and then. `computing` is the precision of the blocks (default: the
@@ -232,10 +238,12 @@ def train(
     compiling = compiled(model, regulariser["layer"] if pushed else None) if compile_layers else nullcontext()
     steered = steering.steered(causal, regulariser["layer"], shift) if pushed else nullcontext()
     with attention, steered, compiling:
-        for step, indices in enumerate(step_rows(len(rows), settings, seed)):
+        for step, indices in enumerate(step_rows(len(rows), settings, seed, strata)):
             if resumed and step < resumed.step:
                 continue
-            chosen = [rows[i] for i in indices]
+            chosen = [rows[i] for i in indices if rows[i].weight]
+            if not chosen:
+                raise ValueError(f"every row of step {step + 1} has weight 0: there is nothing to learn from")
             chosen += [row.contrast for row in chosen if row.contrast]
             while True:
                 torch.manual_seed(step_seed(seed, step, processes.rank))
