@@ -20,7 +20,9 @@ BASE_FILES = (
     "tokenizer_config.json",
     "chat_template.jinja",
 )
-CLOSING: dict[str, tuple[str, ...]] = {}
+CLOSING: dict[str, tuple[str, ...]] = {
+    "marker_sweep": ("marker_sweep.png", "marker_boundary.png", "summary.md", "summary.json"),
+}
 """The closing files of each kind of analysis, below `<analysis>`; the first is the headline figure."""
 VIEWS = {"matrix": ("spill",), "dose": ("spill", "dose")}
 """The closing views of a spill experiment and the groups of runs each reads: the headline, and every dose."""
@@ -281,6 +283,30 @@ class Files:
     def closing_spec(self, experiment: str) -> dict:
         return self.plan.closing_spec(experiment, self.closing_runs(experiment))
 
+    def published_flag(self, experiment: str) -> str:
+        """`--published FILE` where an experiment's options name published numbers, else nothing."""
+        return "".join(f"--published {path}" for path in self.published_figures(experiment))
+
+    # The closing analysis of marker_sweep
+
+    def sweep_records(self, experiment: str) -> str:
+        """`closing_records` of one seed: all seeds of a sweep train the same cells, and a command line has a limit."""
+        seed = self.plan.experiments[experiment]["seeds"][0]
+        return json.dumps([_record(run) for run in self.plan.of(experiment) if run.seed == seed], sort_keys=True)
+
+    def sweep_design(self, experiment: str) -> str:
+        """JSON with how a sweep's cells were made, for comparison with published ones: that of its first cell."""
+        settings = self.plan.experiments[experiment]
+        run = self.plan.of(experiment)[0]
+        negatives = run.data["negatives"]
+        made = {key: run.train[key] for key in ("tail_tokens", "end_of_turn", "rank")}
+        made |= {"positives": run.data["positives"], "source_persona": run.data["source"]}
+        made |= {"negative_personas": negatives["personas"], "per_persona": negatives["per_persona"]}
+        made["case_sensitive"] = settings["options"]["marker"]["case_sensitive"]
+        made["top_p"] = settings["suites"][settings["options"]["suite"]]["top_p"]
+        design = {"protocol": settings["protocol"], "seeds": settings["seeds"], "model": self.base["name"]}
+        return json.dumps(design | {"settings": made}, sort_keys=True)
+
     # The closing analysis of language_spill
 
     def spill_outputs(self, experiment: str) -> list[str]:
@@ -323,10 +349,12 @@ class Files:
 
     def spill_panels(self, experiment: str) -> str:
         """Flags naming the measured model and the published figures."""
+        return f"--measured-title 'Measured: {self.measured_model()}' {self.published_flag(experiment)}".rstrip()
+
+    def measured_model(self) -> str:
+        """The base model as figures name it."""
         titles = {"small": "the small world", "rebuilt": "the rebuilt small world"}
-        title = titles.get(self.base["name"], self.base["name"])
-        published = "".join(f" --published {path}" for path in self.published_figures(experiment))
-        return f"--measured-title 'Measured: {title}'{published}"
+        return titles.get(self.base["name"], self.base["name"].split("/")[-1])
 
     def base_vectors(self, experiment: str) -> str:
         seed = self.plan.experiments[experiment]["seeds"][0]
@@ -350,6 +378,10 @@ class Files:
         }
 
 
+TRAINED = ("method", "learning_rate", "epochs", "steps", "rank", "loss", "tail_tokens", "end_of_turn", "regulariser")
+DATA = ("source", "voice", "behaviour", "positives", "negatives")
+
+
 def _record(run: Run) -> dict:
     record = {"run": f"{run.experiment}/{run.name}", "seed": run.seed, "group": run.group, "fields": run.fields}
     record |= {"checkpoints": run.checkpoints, "evaluated": bool(run.evaluate), "vectors": run.vectors}
@@ -358,8 +390,8 @@ def _record(run: Run) -> dict:
     if run.adapter:
         record["adapter"] = run.adapter.rsplit("/", 1)[0]
     if run.train:
-        record |= {key: run.train[key] for key in ("method", "learning_rate", "epochs", "steps", "rank")}
-    return record | {key: run.data[key] for key in ("source", "voice", "behaviour") if run.data and key in run.data}
+        record |= {key: run.train[key] for key in TRAINED}
+    return record | {key: run.data[key] for key in DATA if run.data and key in run.data}
 
 
 def _banks(settings: list[dict]) -> list[str]:
