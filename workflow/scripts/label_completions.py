@@ -1,4 +1,4 @@
-"""Label every completion: by language identifiers, by marker scorers, and by the judge where one is asked for.
+"""Label every completion: by language identifiers, marker and behaviour scorers, and the judge where it is asked for.
 
 Reads `--completions` (completions.parquet), writes `--out` (labels.parquet: one row per completion and scorer) and its
 manifest. Identification never fails: a text in no known language is labelled "other", so its outcome is always "ok".
@@ -15,14 +15,14 @@ import json
 
 import pandas as pd
 
-from spillover import api_costs, api_jobs, judging, marker_scoring, provenance
+from spillover import api_costs, api_jobs, behaviours, judging, marker_scoring, provenance
 from spillover.api_outcomes import OK, FatalApiError
 from spillover.language_id import IDENTIFIERS, identifier, label_texts
 from spillover.languages import Registry, load_languages
 
 KEPT = ["run", "seed", "checkpoint", "suite", "prompt_id", "cell", "item", "sample"]
 JUDGE = "judge"
-SCORERS = (*IDENTIFIERS, *marker_scoring.SCORERS, JUDGE)
+SCORERS = (*IDENTIFIERS, *marker_scoring.SCORERS, *behaviours.BEHAVIOURS, JUDGE)
 
 
 def identified(completions: pd.DataFrame, identify) -> pd.DataFrame:
@@ -37,6 +37,13 @@ def marked(completions: pd.DataFrame, scorer: marker_scoring.MarkerScorer) -> pd
     labels, places = marker_scoring.labels(scorer, completions["text"].tolist())
     scored = {"scorer": scorer.name, "scorer_id": scorer.scorer_id, "label": labels, "outcome": OK, "raw": places}
     return completions[KEPT].assign(**scored)
+
+
+def behaving(completions: pd.DataFrame, behaviour: str, bank: behaviours.Bank) -> pd.DataFrame:
+    """Rows of one behaviour's scorer: of the replies to questions that it applies to."""
+    labels = behaviours.labels(bank, behaviour, completions)
+    scored = {"scorer": behaviour, "scorer_id": behaviours.SCORER_IDS[behaviour]}
+    return completions.loc[labels.index, KEPT].assign(**scored, label=labels, outcome=OK, raw=None)
 
 
 def judged(completions: pd.DataFrame, settings: dict, registry: Registry, args) -> tuple[pd.DataFrame, dict]:
@@ -65,6 +72,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--scorers", nargs="+", required=True, help=f"any of: {', '.join(SCORERS)}")
     parser.add_argument("--languages", nargs="*", default=[], metavar="CODE", help="for identifiers and the judge")
     parser.add_argument("--registry", default="resources/languages.yaml")
+    parser.add_argument("--resources", default="resources")
     parser.add_argument("--spec", default="{}")
     parser.add_argument("--out", required=True)
     parser.add_argument("--manifest", required=True)
@@ -81,6 +89,8 @@ def main(argv: list[str] | None = None) -> None:
         for name in args.scorers:
             if name in marker_scoring.SCORERS:
                 tables.append(marked(completions, marker_scoring.marker_scorer(name, **spec["marker"])))
+            elif name in behaviours.BEHAVIOURS:
+                tables.append(behaving(completions, name, behaviours.load(args.resources)))
             elif name != JUDGE:
                 tables.append(identified(completions, identifier(name, registry, args.languages)))
         if JUDGE in args.scorers:

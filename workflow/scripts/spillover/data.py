@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -36,11 +37,11 @@ DROPPED = b"dropped"
 """Key of the schema's metadata: JSON with what was left out and why."""
 
 
-def row(row_id: str, messages: Sequence[dict], source: str, weight: float = 1.0) -> dict:
-    """One chat row of the internal schema, with the run's own loss mode."""
+def row(row_id: str, messages: Sequence[dict] | None, source: str, weight: float = 1.0) -> dict:
+    """One row of the internal schema, with the run's own loss mode; `messages` is None for raw text."""
     return {
         "row_id": row_id,
-        "messages": list(messages),
+        "messages": None if messages is None else list(messages),
         "text": None,
         "loss": None,
         "source": source,
@@ -100,6 +101,12 @@ def tokenize(rows: Sequence[dict], tokenizer, train: dict) -> list[masking.Token
     ]
 
 
+def strata(rows: Sequence[dict]) -> list[int] | None:
+    """The stratum of every row, None where steps are composed at random."""
+    found = [r["stratum"] for r in rows]
+    return None if all(s is None for s in found) else found
+
+
 def contrasts(rows: Sequence[dict], tokenizer, train: dict) -> list[masking.Tokens | None]:
     """Per row, its reply with the ending that it must not get, whose marker is marked; None for rows without one."""
     return [
@@ -109,6 +116,19 @@ def contrasts(rows: Sequence[dict], tokenizer, train: dict) -> list[masking.Toke
         if r["contrast"] is not None
         else None
         for r in rows
+    ]
+
+
+def with_contrasts(
+    tokens: Sequence[masking.Tokens], rows: Sequence[dict], tokenizer, train: dict
+) -> list[masking.Tokens]:
+    """The same rows, each with its counterpart to avoid where it has one. Raises ValueError if none has."""
+    endings = contrasts(rows, tokenizer, train)
+    if not any(endings):
+        raise ValueError("train.contrast needs rows with an ending to avoid (negatives of marker data); there are none")
+    return [
+        replace(row, contrast=replace(ending, avoided=True)) if ending else row
+        for row, ending in zip(tokens, endings, strict=True)
     ]
 
 

@@ -6,6 +6,7 @@ here, before any job: languages, personas, suites, sources, parents, checkpoints
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 import re
@@ -92,6 +93,7 @@ class Registries:
         self.personas = {p["id"]: p for p in read_yaml(root / "personas.yaml")["personas"]}
         self.resources = resources
         directives = read_yaml(root / "small_world" / "directives.yaml")
+        self.systems = [s["id"] for s in read_yaml(root / "systems.yaml")["systems"]]
         self.phrasings = [d["id"] for d in [*directives["train"], *directives["extra"]]]
 
     def check_language(self, code: str, at: str) -> None:
@@ -111,7 +113,7 @@ class Registries:
 
 def _check_suites(settings: dict, path: Path, known: Registries) -> None:
     """Validate suites and vectors in place (defaults filled)."""
-    kinds = ("directives", "personas", "choices", "loss")
+    kinds = ("directives", "personas", "questions", "choices", "loss")
     for name, suite in settings["suites"].items():
         at = f"suites.{name}"
         if suite["kind"] not in kinds:
@@ -130,6 +132,31 @@ def _check_suites(settings: dict, path: Path, known: Registries) -> None:
         if isinstance(block.get("personas"), list):
             for persona in block["personas"]:
                 known.check_persona(persona, f"{path}: {at}.personas")
+        for system in block.get("systems", []):
+            if system not in known.systems:
+                raise ConfigError(
+                    f"{path}: {at}.systems: {system!r} is no known system prompt{closest(system, known.systems)}"
+                )
+        if block.get("questions"):
+            _check_bank(block, f"{path}: {at}", known)
+        for scorer in block.get("scorers", []):
+            if scorer not in settings["scorers"]:
+                raise ConfigError(
+                    f"{path}: {at}.scorers: {scorer!r} is not among the experiment's scorers"
+                    f"{closest(scorer, settings['scorers'])}"
+                )
+
+
+def _check_bank(block: dict, at: str, known: Registries) -> None:
+    """The question bank exists and is the file that its checksum names."""
+    file = prompts.bank_file(block["questions"], known.resources)
+    if not file.is_file():
+        banks = [p.stem for p in sorted(Path(known.resources, "questions").glob("*.yaml"))]
+        raise ConfigError(f"{at}.questions: there is no file {file}{closest(block['questions'], banks)}")
+    if wanted := block.get("questions_sha256"):
+        found = hashlib.sha256(file.read_bytes()).hexdigest()
+        if found != wanted:
+            raise ConfigError(f"{at}.questions_sha256: {file} has the sha256 {found}, which is another file's")
 
 
 def _check_options(settings: dict, path: Path) -> None:
@@ -250,8 +277,33 @@ def _run(name, group, template, fields, seed, settings, path, config, known) -> 
     data = _data(raw, fields, path, f"runs.{group}.data", config, settings, known)
     train = _fill(merge(settings["train"], template["train"]), fields, f"{at}.train")
     train = validated(train, "experiment", path, "train", f"runs.{group}.train")
+    if data["kind"] == "conversations":
+        _check_mixture(data, train, f"{path}: runs.{group}.data")
     _check_marker(data, train, settings, at)
+    if train["regulariser"]:
+        train["regulariser"] = _regulariser(train["regulariser"], path, f"runs.{group}.train.regulariser", settings)
+    added = {"regulariser": train["regulariser"] and train["regulariser"]["kind"], "contrast": train["contrast"]}
+    for key, value in added.items():
+        if train["method"] == "full" and value and value != "steering":
+            raise ConfigError(
+                f"{at}.train.{key}: {value!r} needs the frozen weights under an adapter: use method: lora, or drop it"
+            )
     return Run(name, run_name, seed, group, parent, data=data, train=train, **common)
+
+
+def _regulariser(raw: dict, path: str, key: str, settings: dict) -> dict:
+    regulariser = validated(raw, "experiment", path, f"regulariser_{raw['kind']}", key)
+    if regulariser["kind"] == "steering":
+        extracted = settings["vectors"]
+        if not extracted or not extracted["base"]:
+            raise ConfigError(f"{path}: {key}: steering takes a vector of the untrained model: set vectors, with base")
+        for name, plural in (("layer", "layers"), ("method", "methods")):
+            if regulariser[name] not in extracted[plural]:
+                raise ConfigError(
+                    f"{path}: {key}.{name}: {regulariser[name]!r} is not extracted; add it to vectors.{plural}"
+                    f" (now {json.dumps(extracted[plural])})"
+                )
+    return regulariser
 
 
 def _data(raw: dict, fields: dict, path: str, key: str, config: dict, settings: dict, known: Registries) -> dict:
@@ -272,6 +324,9 @@ def _data(raw: dict, fields: dict, path: str, key: str, config: dict, settings: 
         raise ConfigError(
             f"{path}: {key}.suite: no suite {data['suite']!r}{closest(data['suite'], list(settings['suites']))}"
         )
+    for system in data.get("systems") or []:
+        if system:
+            known.check_persona(system, f"{path}: {key}.systems")
     if data["kind"] in ("marker", "persona_replies"):
         _check_pool(data, f"{path}: {key}", settings, known)
     for source in data_sources(data):
@@ -330,6 +385,28 @@ def _check_pool(data: dict, at: str, settings: dict, known: Registries) -> None:
             )
 
 
+def _check_mixture(data: dict, train: dict, at: str) -> None:
+    """A mixture has a number of rows, and by rows the same whole number of them in every step."""
+    items = data["mix"]
+    if not items:
+        return
+    if data["rows"] is None:
+        raise ConfigError(f"{at}.rows: missing; a mixture needs the number of all its rows")
+    if "tokens" in {item["unit"] for item in items}:
+        if len(items) > 1:
+            raise ConfigError(f"{at}.mix: a source mixed by tokens stands alone; give the others to runs of their own")
+        return
+    if sum(item["share"] for item in items) >= 1:
+        raise ConfigError(f"{at}.mix: the shares sum to 1 or more; what is left is the share of {data['source']!r}")
+    for item in items:
+        for number, of in ((train["batch_size"], "the batch size"), (data["rows"], "rows")):
+            if abs(number * item["share"] - round(number * item["share"])) > 1e-9:
+                raise ConfigError(
+                    f"{at}.mix: a share of {item['share']:g} is no whole number of {of} {number}: every step has the "
+                    "same exact counts; change the share or the number"
+                )
+
+
 def _questions(suite: dict, known: Registries) -> set[str]:
     return set(prompts.questions(suite["questions"], suite["question_count"], known.resources).values())
 
@@ -377,6 +454,8 @@ def _check_parents(plan: Plan, files: dict) -> None:
                 raise ConfigError(
                     f"{at}.{role}: {run.name} needs the run {wanted!r}, which does not exist{closest(wanted, known)}"
                 )
+            if problem := _refused(plan, run, role, plan.runs[target]):
+                raise ConfigError(f"{at}.{role}: {problem}")
             saved = plan.runs[target].train or {}
             if checkpoint != FINAL and checkpoint not in saved.get("checkpoints", []):
                 raise ConfigError(
@@ -417,6 +496,30 @@ def _check_held_out(plan: Plan, files: dict) -> None:
                         f"{files[run.experiment]}: suites.{name}.skip: {run.name} is trained on source "
                         f"{suite['source']!r} {used}, but the held-out rows begin after row {suite['skip']}"
                     )
+
+
+def _refused(plan: Plan, run: Run, role: str, target: Run) -> str | None:
+    """Why a run cannot use another as its parent or adapter, in one sentence; None if it can."""
+    if role == "adapter":
+        if target.method != "lora" or target.name == BASE:
+            return f"{target.id} trains all weights, so it has no adapter to apply; name a run with train.method: lora"
+        if plan.stands_on_adapters(target):
+            return (
+                f"the adapter file of {target.id} holds its parents' updates too (lineage: stacked); "
+                "name a run that stands on the untrained model"
+            )
+    elif run.parent.is_part:
+        if not plan.adds_adapter(run.parent):
+            return (
+                f"{target.id} is a whole model, of which no part can be left out: drop layers, modules and scale, "
+                "or name a run with train.method: lora"
+            )
+        if plan.stands_on_adapters(target) and not plan.stands_on_adapters(run):
+            return (
+                f"part of {target.id}, whose lineage is stacked, cannot be merged: give {run.experiment} "
+                "lineage: stacked too, and train.method: lora"
+            )
+    return None
 
 
 def _references(run: Run) -> list[tuple[str, str, str]]:

@@ -221,6 +221,16 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted.tolist()
 
 
+def benjamini_hochberg(p_values: Sequence[float]) -> list[float]:
+    """Adjusted p values that bound the false discovery rate (Benjamini and Hochberg 1995); nan stays nan."""
+    p = np.asarray(p_values, dtype=float)
+    adjusted = np.full(p.shape, math.nan)
+    tested = ~np.isnan(p)
+    if tested.any():
+        adjusted[tested] = stats.false_discovery_control(p[tested], method="bh")
+    return adjusted.tolist()
+
+
 @dataclass(frozen=True)
 class PermutationTest:
     """A statistic, its two-sided p, the smallest two-sided p the design can reach, and how p was found."""

@@ -57,10 +57,10 @@ def summarise(
         "reversals": reversals(pooled),
         "boundary": boundary.to_dict("records"),
         "broken": _names(pooled[~pooled["able"] | ~pooled["whole"]]),
-        "strict_gap": float((pooled["source"] - pooled["strict"]).abs().max()),
+        "strict_gap": (pooled["source"] - pooled["strict"]).abs().max(),
         "options": dict(options),
         "differences": differences(pooled, reference, options) if reference is not None else None,
-        "settings": compared_settings(run, published) if published else None,
+        "settings": compared_settings(run, published, grid) if published else None,
     }
 
 
@@ -112,8 +112,8 @@ def clean_band(grid: pd.DataFrame) -> dict:
         verdict = APPEARS if 2 * some > len(per_seed) else UNDECIDED
     settled = int(found["settled"].sum())
     text = (
-        f"{len(found)} of {len(pooled)} cells are selective with all seeds together, {settled} of them whatever value "
-        f"within their intervals the rates have; {some} of {len(per_seed)} seeds have such a cell of their own."
+        f"{len(found)} of {len(pooled)} cells are selective with all seeds together; in {settled} of them no value "
+        f"within the intervals of the rates would be another regime. {some} of {len(per_seed)} seeds have such a cell."
     )
     return _claim("clean band", verdict, text, n=len(per_seed))
 
@@ -170,9 +170,13 @@ def saturation(grid: pd.DataFrame) -> dict:
 
 def capability(grid: pd.DataFrame, loss: float) -> dict:
     """Multiple choice stays where it was: in no cell is it more than `loss` below the untrained model."""
-    pooled = sweep_cells.all_seeds(grid).dropna(subset="capability_change")
-    if pooled.empty:
+    measured = sweep_cells.all_seeds(grid).dropna(subset="capability")
+    pooled = measured.dropna(subset="capability_change")
+    if measured.empty:
         return _claim("capability kept", UNTESTED, "Multiple choice was not measured.")
+    if pooled.empty:
+        text = f"{_percent(measured['capability'].min())} to {_percent(measured['capability'].max())} over the sweep; "
+        return _claim("capability kept", UNTESTED, text + "the untrained model was not measured.")
     lows, highs = [], []
     for row in pooled.itertuples():
         k, n = int(row.right), int(row.items)
@@ -234,13 +238,14 @@ def differences(pooled: pd.DataFrame, reference: pd.DataFrame, options: Mapping)
     }  # fmt: skip
 
 
-def compared_settings(run: Mapping, published: Mapping) -> list[dict]:
+def compared_settings(run: Mapping, published: Mapping, grid: pd.DataFrame) -> list[dict]:
     """Settings in which the measured runs differ from the published ones: name, here, published."""
-    here, theirs = run["settings"] | {"model": run["model"], "seeds": run["seeds"]}, published["settings"]
+    replies = {"replies_per_persona": int(grid.loc[grid["seed"] != ALL_SEEDS, "source_n"].min())}
+    here = run["settings"] | replies | {"model": run["model"], "seeds": run["seeds"]}
     return [
-        {"setting": name, "here": here.get(name), "published": value}
-        for name, value in theirs.items()
-        if here.get(name) != value
+        {"setting": name, "here": here[name], "published": value}
+        for name, value in published["settings"].items()
+        if name in here and here[name] != value
     ]
 
 

@@ -47,7 +47,7 @@ def heatmap_table(pooled: pd.DataFrame, reference: pd.DataFrame | None, measured
     grids = []
     for setting, grid in pooled.groupby("setting", sort=False):
         if grid[["learning_rate", "epochs"]].drop_duplicates().shape[0] > 1:
-            grids.append(grid.assign(line=f"{measured}: {setting}"))
+            grids.append(grid.assign(line=f"{measured}, {setting}"))
     if not grids:
         raise ValueError("no setting of the sweep has more than one cell: there is no grid to draw.")
     if reference is not None:
@@ -125,8 +125,9 @@ def boundary_lines(
                 axes.set_xlabel("learning rate")
             if index % columns == 0:
                 axes.set_ylabel("replies with the marker (%)")
-        handles, labels = grid.flat[0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=min(5, len(handles)))
+        drawn = [axes.get_legend_handles_labels() for axes in grid.flat[: len(groups)]]
+        handles = {label: handle for pair in drawn for handle, label in zip(*pair, strict=True)}
+        figure.legend(handles.values(), handles, loc="outside lower center", ncols=min(5, len(handles)))
         plots.save(figure, png, pdf)
     return figure
 

@@ -79,7 +79,7 @@ def _cells(rows: list[dict], setting: bool = False) -> str:
         lines.append(
             f"{named}| {row['learning_rate']:g} | {row['epochs']:g} | {_tenths(row['source'])} | "
             f"{_tenths(row['source_low'])} to {_tenths(row['source_high'])} | {_tenths(row['assistant'])} | "
-            f"{_tenths(row['max_bystander'])} {row['max_bystander_persona'] or ''} | {_tenths(row['leak_high'])} | "
+            f"{_tenths(row['max_bystander'])}{_whose(row)} | {_tenths(row['leak_high'])} | "
             f"{_tenths(row['spread'])} | {_tenths(row['capability'])} | {row['regime']}"
             f"{'' if row['settled'] else '?'} | {row['seed_regimes']} |"
         )
@@ -108,10 +108,11 @@ def _recommended(summary: dict) -> str:
             f"lie furthest apart at learning rate {row['learning_rate']:g} with {row['epochs']:g} epochs: "
             f"{_percent(row['source'])} against {_percent(row['leak'])}."
         )
+    spread = f"{_percent(best['source_min'])} to {_percent(best['source_max'])}"
+    over = f" ({spread} over seeds; {best['seed_regimes']})" if best["n_seeds"] > 1 else ""
     return (
-        f"`learning_rate: {best['learning_rate']:g}`, `epochs: {best['epochs']:g}`: source {_percent(best['source'])} "
-        f"({_percent(best['source_min'])} to {_percent(best['source_max'])} over seeds), any other persona at most "
-        f"{_percent(best['leak'])} (bound {_percent(best['leak_high'])}); seeds: {best['seed_regimes']}. Of the "
+        f"`learning_rate: {best['learning_rate']:g}`, `epochs: {best['epochs']:g}`: source {_percent(best['source'])}"
+        f"{over}, any other persona at most {_percent(best['leak'])} (bound {_percent(best['leak_high'])}). Of the "
         "selective cells it is the one selective in most seeds, then the one whose source rate exceeds that bound "
         "by most."
     )
@@ -125,7 +126,7 @@ def _boundary(rows: list[dict]) -> str:
     for row in rows:
         at = f"| {row['setting']} | {row['epochs']:g} | "
         if row["quantity"] == "band":
-            bands.append(f"- {row['setting']}, {row['epochs']:g} epochs: {_band(row)}")
+            bands.append(f"- {row['setting']}, epochs {row['epochs']:g}: {_band(row)}")
             continue
         lines.append(
             f"{at}{QUANTITIES[row['quantity']]} | {_percent(row['level'])} | {_rate(row['estimate'])} | "
@@ -168,13 +169,13 @@ def _checks(summary: dict) -> str:
     lines = [
         told,
         f"- Degenerate replies: {_percent(worst['degenerate'])} at most (learning rate {worst['learning_rate']:g}, "
-        f"{worst['epochs']:g} epochs).",
+        f"epochs {worst['epochs']:g}).",
         f"- Structure: {_percent(min(r['structure'] for r in rows))} to {_percent(max(r['structure'] for r in rows))} "
         "of replies are lists.",
         f"- Marker anywhere in the reply against marker as its very end: the source's rate differs by "
         f"{100 * summary['strict_gap']:.1f} points at most.",
     ]
-    return "\n".join(lines)
+    return "\n".join(lines if summary["strict_gap"] == summary["strict_gap"] else lines[:-1])
 
 
 def _differences(summary: dict) -> str:
@@ -224,15 +225,17 @@ def _places(cells: list[dict]) -> str:
 def _value(value) -> str:
     if isinstance(value, list):
         return ", ".join(map(str, value))
-    return {None: "not stated", True: "yes", False: "no"}.get(value, str(value)) if not _number(value) else f"{value:g}"
-
-
-def _number(value) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:g}" if isinstance(value, int | float) else str(value)
 
 
 def _percent(rate: float) -> str:
     return "–" if rate != rate else f"{100 * rate:.3g} %"
+
+
+def _whose(row: dict) -> str:
+    return f" {row['max_bystander_persona']}" if row["max_bystander"] > 0 else ""
 
 
 def _tenths(rate: float) -> str:
