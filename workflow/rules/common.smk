@@ -49,6 +49,7 @@ pathvars:
     run=f"{FILES.root}/{{experiment}}/{{name}}/seed{{seed}}",
     analysis=f"{FILES.root}/{{experiment}}/analysis",
     language_spill=closing("language_spill"),
+    marker_sweep=closing("marker_sweep"),
     convergence=closing("convergence"),
 
 

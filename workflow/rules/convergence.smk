@@ -159,6 +159,7 @@ rule convergence_summary:
         tests="<analysis>/tests.parquet",
         rates="<analysis>/rates.parquet",
         published=option("published"),
+        sweep=of_analysis(FILES.sweep_cells),
         code=code("convergence_summary"),
     output:
         text="<convergence>/summary.md",
@@ -180,9 +181,10 @@ rule convergence_summary:
         scorer=option("scorer"),
         method=option("method"),
         layers=option("layers"),
+        sweep=lambda wildcards, input: f"--sweep {input.sweep}" if input.sweep else "",
         title=title,
     shell:
         "{resources.python} workflow/scripts/convergence_summary.py --points {input.points} --paths {input.paths}"
-        " --tests {input.tests} --rates {input.rates} --published {input.published} --runs {params.runs:q}"
+        " --tests {input.tests} --rates {input.rates} --published {input.published} {params.sweep} --runs {params.runs:q}"
         " --scorer {params.scorer} --method {params.method} --layers {params.layers} --title {params.title:q}"
         " --spec {params.spec:q} --out {output.text} --json {output.numbers} --manifest {output.manifest} > {log} 2>&1"

@@ -36,11 +36,13 @@ CLOSING: dict[str, tuple[str, ...]] = {
         "heatmap.png",
         "adapter_quality.png",
         "steering.png",
-    )
+    ),
+    "marker_sweep": ("marker_sweep.png", "marker_boundary.png", "summary.md", "summary.json"),
 }
 """The closing files of each kind of analysis, below `<analysis>`; the first is the headline figure."""
-DATA_KEYS = ("source", "voice", "behaviour", "directive", "completion")
-"""What a closing analysis must know of a run's training data."""
+DATA_KEYS = ("source", "voice", "behaviour", "directive", "completion", "positives", "negatives")
+TRAIN_KEYS = ("method", "learning_rate", "epochs", "steps", "rank", "tail_tokens", "regulariser")
+"""What a closing analysis must know of a run's training data and training."""
 CELL_TABLES = {"language_spill": "cells-{view}.parquet"}
 """The table of rates per run and cell that an analysis makes, below `<analysis>`; the browser shows them."""
 VIEWS = {"matrix": ("spill",), "dose": ("spill", "dose")}
@@ -413,8 +415,37 @@ class Files:
         kinds = {suite["kind"] for suite in settings["suites"].values()}
         return bool(kinds & set(GENERATING) and settings["scorers"] and not settings["phases"])
 
+    def sweep_cells(self, experiment: str) -> list[str]:
+        """The cells of the marker sweep that an experiment's options name, where that sweep is part of the plan."""
+        sweep = self.plan.experiments[experiment]["options"]["sweep"]
+        return [f"{self.root}/{sweep}/analysis/cells.parquet"] if sweep in self.plan.experiments else []
+
     def closing_spec(self, experiment: str) -> dict:
         return self.plan.closing_spec(experiment, self.closing_runs(experiment))
+
+    def published_flag(self, experiment: str) -> str:
+        """`--published FILE` where an experiment's options name published numbers, else nothing."""
+        return "".join(f"--published {path}" for path in self.published_figures(experiment))
+
+    # The closing analysis of marker_sweep
+
+    def sweep_records(self, experiment: str) -> str:
+        """`closing_records` of one seed: all seeds of a sweep train the same cells, and a command line has a limit."""
+        seed = self.plan.experiments[experiment]["seeds"][0]
+        return json.dumps([_record(run) for run in self.plan.of(experiment) if run.seed == seed], sort_keys=True)
+
+    def sweep_design(self, experiment: str) -> str:
+        """JSON with how a sweep's cells were made, for comparison with published ones: that of its first cell."""
+        settings = self.plan.experiments[experiment]
+        run = self.plan.of(experiment)[0]
+        negatives = run.data["negatives"]
+        made = {key: run.train[key] for key in ("tail_tokens", "end_of_turn", "rank")}
+        made |= {"positives": run.data["positives"], "source_persona": run.data["source"]}
+        made |= {"negative_personas": negatives["personas"], "per_persona": negatives["per_persona"]}
+        made["case_sensitive"] = settings["options"]["marker"]["case_sensitive"]
+        made["top_p"] = settings["suites"][settings["options"]["suite"]]["top_p"]
+        design = {"protocol": settings["protocol"], "seeds": settings["seeds"], "model": self.base["name"]}
+        return json.dumps(design | {"settings": made}, sort_keys=True)
 
     # The report and the completions browser
 
@@ -512,10 +543,12 @@ class Files:
 
     def spill_panels(self, experiment: str) -> str:
         """Flags naming the measured model and the published figures."""
+        return f"--measured-title 'Measured: {self.measured_model()}' {self.published_flag(experiment)}".rstrip()
+
+    def measured_model(self) -> str:
+        """The base model as figures name it."""
         titles = {"small": "the small world", "rebuilt": "the rebuilt small world"}
-        title = titles.get(self.base["name"], self.base["name"])
-        published = "".join(f" --published {path}" for path in self.published_figures(experiment))
-        return f"--measured-title 'Measured: {title}'{published}"
+        return titles.get(self.base["name"], self.base["name"].split("/")[-1])
 
     def base_vectors(self, experiment: str) -> str:
         seed = self.plan.experiments[experiment]["seeds"][0]
@@ -549,7 +582,7 @@ def _record(run: Run) -> dict:
     if run.steer:
         record["steer"] = run.steer
     if run.train:
-        record |= {key: run.train[key] for key in ("method", "learning_rate", "epochs", "steps", "rank")}
+        record |= {key: run.train[key] for key in TRAIN_KEYS}
     return record | {key: run.data[key] for key in DATA_KEYS if run.data and key in run.data}
 
 
