@@ -41,7 +41,7 @@ CLOSING: dict[str, tuple[str, ...]] = {
 }
 """The closing files of each kind of analysis, below `<analysis>`; the first is the headline figure."""
 DATA_KEYS = ("source", "voice", "behaviour", "directive", "completion", "positives", "negatives")
-TRAIN_KEYS = ("method", "learning_rate", "epochs", "steps", "rank", "tail_tokens", "regulariser")
+TRAIN_KEYS = ("method", "learning_rate", "epochs", "steps", "rank", "tail_tokens", "contrast")
 """What a closing analysis must know of a run's training data and training."""
 CELL_TABLES = {"language_spill": "cells-{view}.parquet"}
 """The table of rates per run and cell that an analysis makes, below `<analysis>`; the browser shows them."""
