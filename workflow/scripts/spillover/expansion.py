@@ -16,6 +16,7 @@ from spillover.config import ConfigError, closest, merge, number_as_text, read_y
 from spillover.plan import BASE, FINAL, MARKER_SCORERS, Model, Plan, Run, data_sources
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]*")
+FROM_REPLIES = ("marker", "behaviour", "persona_replies")
 PERSONA_KEYS = {"source", "persona", "voice"}
 # An overlay that changes a source's kind leaves the other kind's keys behind, since overlays merge deeply.
 SOURCE_KEYS = {
@@ -246,7 +247,7 @@ def _data(raw: dict, fields: dict, path: str, key: str, config: dict, settings: 
         _check_fields(data, f"{path}: {key}", known)
         for phrasing in data["phrasings"]:
             known.check_phrasing(phrasing, f"{path}: {key}.phrasings")
-    elif data["kind"] in ("marker", "persona_replies"):
+    elif data["kind"] in FROM_REPLIES:
         for name in PERSONA_KEYS & data.keys():
             known.check_persona(data[name], f"{path}: {key}.{name}")
     if "suite" in data and data["suite"] not in settings["suites"]:
@@ -256,7 +257,7 @@ def _data(raw: dict, fields: dict, path: str, key: str, config: dict, settings: 
     for system in data.get("systems") or []:
         if system:
             known.check_persona(system, f"{path}: {key}.systems")
-    if data["kind"] in ("marker", "persona_replies"):
+    if data["kind"] in FROM_REPLIES:
         _check_pool(data, f"{path}: {key}", settings, known)
     for source in data_sources(data):
         if source not in config["sources"]:

@@ -12,7 +12,7 @@ from spillover.plan import Plan
 VLLM_INTERPRETER = ".venv-vllm/bin/python"
 LAUNCHER = "on_gpu.py"
 ENGINES = ("transformers",)
-DATA_KINDS = ("directive_replies", "marker", "persona_replies", "conversations")
+DATA_KINDS = ("directive_replies", "marker", "persona_replies", "conversations", "behaviour")
 GENERATING = {"completions", "pool"}
 
 
