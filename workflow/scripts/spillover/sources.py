@@ -31,11 +31,7 @@ def _file(spec: dict, resources: str) -> pd.DataFrame:
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
         if digest != spec["sha256"]:
             raise ValueError(f"{path} has sha256 {digest}, the configuration expects {spec['sha256']}")
-    table = (
-        pd.read_parquet(path)
-        if path.suffix == ".parquet"
-        else pd.read_json(path, lines=True, dtype=False)
-    )
+    table = pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_json(path, lines=True, dtype=False)
     return _with_ids(table, path.stem).iloc[: spec.get("rows")]
 
 
