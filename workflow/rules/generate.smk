@@ -1,11 +1,13 @@
 rule completions:
     input:
+        unpack(of_run(FILES.evaluated_sources)),
         model=of_run(FILES.evaluated_files),
         banks=BANKS,
         questions=of_run(FILES.evaluated_questions),
         code=code("generate"),
     output:
         table="<run>/completions.parquet",
+        measures="<run>/measures.parquet",
         manifest="<run>/completions.manifest.json",
     log:
         "<run>/completions.log",
@@ -22,10 +24,11 @@ rule completions:
     params:
         spec=of_run(as_spec(PLAN.completions_spec)),
         model=of_run(FILES.evaluated_flags),
+        sources=of_run(FILES.evaluated_source_flags),
     shell:
         "GPUS={resources.gpu} {resources.python} workflow/scripts/generate.py --run {wildcards.experiment}/{wildcards.name}"
-        " --spec {params.spec:q} {params.model} --batch {resources.generation_batch}"
-        " --out {output.table} --manifest {output.manifest} > {log} 2>&1"
+        " --spec {params.spec:q} {params.model} {params.sources} --batch {resources.generation_batch}"
+        " --out {output.table} --measures {output.measures} --manifest {output.manifest} > {log} 2>&1"
 
 
 rule pool:

@@ -40,7 +40,9 @@ def behaviour_rows(settings: dict, args: argparse.Namespace) -> tuple[list[dict]
 
 def external_rows(settings: dict, args: argparse.Namespace) -> tuple[list[dict], dict]:
     """Ready-made rows of a file."""
-    return marker_data.external_rows(source(args, settings["file"]), settings, prompts.personas("all", args.resources)), {}
+    return marker_data.external_rows(
+        source(args, settings["file"]), settings, prompts.personas("all", args.resources)
+    ), {}
 
 
 def persona_rows(settings: dict, args: argparse.Namespace) -> tuple[list[dict], dict]:

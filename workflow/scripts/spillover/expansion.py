@@ -53,6 +53,7 @@ def build(config: dict, folder: str | Path, where: str = "config/config.yaml", r
         experiments[name] = settings
         _check_suites(settings, path, known)
         _check_options(settings, path)
+        _check_measures(settings, path, config["sources"])
         for run, chosen in _expand(name, settings, str(path), config, known):
             if run.id in runs:
                 raise ConfigError(
@@ -64,6 +65,7 @@ def build(config: dict, folder: str | Path, where: str = "config/config.yaml", r
                 selected.append(run.id)
     plan = Plan(config, experiments, runs, selected)
     _check_parents(plan, files)
+    _check_held_out(plan, files)
     return plan
 
 
@@ -141,6 +143,25 @@ def _check_options(settings: dict, path: Path) -> None:
             f"{path}: options: the marker scorers need the marker and its case rule; "
             'add `marker: {text: "[ZLT]", case_sensitive: true}`'
         )
+
+
+def _check_measures(settings: dict, path: Path, sources: dict) -> None:
+    """Sources of `choices` and `loss` suites exist; a loss is taken as the experiment trains, unless the suite says."""
+    for name, suite in settings["suites"].items():
+        if "source" in suite and suite["source"] not in sources:
+            raise ConfigError(
+                f"{path}: suites.{name}.source: no source {suite['source']!r} under `sources`"
+                f"{closest(suite['source'], list(sources))}"
+            )
+        if suite["kind"] != "loss":
+            continue
+        for key, default in (("loss", "completion"), ("end_of_turn", "im_end"), ("max_length", 2048)):
+            suite.setdefault(key, settings["train"].get(key, default))
+        if suite["loss"] == "marker":
+            raise ConfigError(
+                f"{path}: suites.{name}.loss: the experiment trains on marker tokens, which no held-out row has; "
+                "write `loss: completion` (or full, last_turn)"
+            )
 
 
 def _expand(name: str, settings: dict, path: str, config: dict, known: Registries):
@@ -304,6 +325,12 @@ def _check_pool(data: dict, at: str, settings: dict, known: Registries) -> None:
     if isinstance(negatives, list) and data["source"] in negatives:
         raise ConfigError(f"{at}.negatives.personas: {data['source']!r} is the source persona and cannot be a negative")
     trained = _questions(suite, known)
+    wanted = max(data.get("positives", 0), data.get("rows", 0), data.get("negatives", {}).get("per_persona", 0))
+    if wanted > len(trained) * suite["samples"]:
+        raise ConfigError(
+            f"{at}: {wanted} rows of one persona are wanted, but the suite {data['suite']!r} gives at most "
+            f"{len(trained) * suite['samples']}: {len(trained)} questions x {suite['samples']} samples; raise samples"
+        )
     evaluated = {*settings["base_evaluate"], *(name for run in settings["runs"].values() for name in run["evaluate"])}
     for name in sorted(evaluated):
         other = settings["suites"].get(name, {})
@@ -434,6 +461,22 @@ def _refused(plan: Plan, run: Run, role: str, target: Run) -> str | None:
                 "lineage: stacked too, and train.method: lora"
             )
     return None
+
+
+def _check_held_out(plan: Plan, files: dict) -> None:
+    """No run is trained on the rows that measure its loss, as far as row numbers of one source tell."""
+    for run in plan.runs.values():
+        suites = plan.experiments[run.experiment]["suites"]
+        losses = {name: suites[name] for name in run.evaluate if suites[name]["kind"] == "loss"}
+        for data in (a.data for a in plan.lineage(run.id) if a.data and a.data["kind"] == "conversations"):
+            last = data["skip"] + data["rows"] if "rows" in data else None
+            for name, suite in losses.items():
+                if suite["source"] == data["source"] and (last is None or last > suite["skip"]):
+                    used = f"up to row {last}" if last else "without a limit (data.rows)"
+                    raise ConfigError(
+                        f"{files[run.experiment]}: suites.{name}.skip: {run.name} is trained on source "
+                        f"{suite['source']!r} {used}, but the held-out rows begin after row {suite['skip']}"
+                    )
 
 
 def _references(run: Run) -> list[tuple[str, str, str]]:

@@ -246,6 +246,23 @@ class Files:
         run = self.plan.runs[run_id]
         return _banks([self.plan.experiments[run.experiment]["suites"][name] for name in run.evaluate])
 
+    def evaluated_sources(self, run_id: str) -> dict:
+        """Tables behind suites of kind `choices` and `loss`; for a loss also the training rows of the lineage."""
+        run = self.plan.runs[run_id]
+        suites = [self.plan.experiments[run.experiment]["suites"][name] for name in run.evaluate]
+        names = dict.fromkeys(suite["source"] for suite in suites if "source" in suite)
+        files: dict = {"sources": [f"{self.root}/data/sources/{name}.parquet" for name in names]}
+        if any(suite["kind"] == "loss" for suite in suites):
+            trained = [ancestor for ancestor in self.plan.lineage(run_id) if ancestor.data]
+            if run.adapter:
+                trained += [ancestor for ancestor in self.plan.lineage(run.adapter) if ancestor.data]
+            files["trained"] = list(dict.fromkeys(f"{self.folder(a.id)}/dataset.parquet" for a in trained))
+        return {key: paths for key, paths in files.items() if paths}
+
+    def evaluated_source_flags(self, run_id: str) -> str:
+        """`--sources` and `--trained` where there are any."""
+        return " ".join(f"--{key} {' '.join(paths)}" for key, paths in self.evaluated_sources(run_id).items())
+
     def _with_adapters(self, base: Model, adapters: list[tuple[str, str]]) -> str:
         named = " ".join(f"{label}={folder}" for label, folder in adapters)
         return self.model_flags(base) + (f" --adapters {named}" if named else "")
@@ -269,7 +286,7 @@ class Files:
     # What a finished workflow has
 
     def finished(self, run_id: str) -> list[str]:
-        """The files a wanted run ends in: its data card, labels (or completions) and vectors, else its weights."""
+        """The files a wanted run ends in: data card, labels or completions, measures and vectors, else its weights."""
         run = self.plan.runs[run_id]
         settings = self.plan.experiments[run.experiment]
         scorers = self.plan.scorers(run.experiment)
@@ -278,6 +295,8 @@ class Files:
         files = [f"{folder}/dataset_card.json"] if run.data else []
         if kinds & {"directives", "personas"}:
             files.append(f"{folder}/labels.parquet" if scorers else f"{folder}/completions.parquet")
+        if kinds & {"choices", "loss"}:
+            files.append(f"{folder}/measures.parquet")
         if run.vectors:
             files.append(f"{folder}/vectors.safetensors")
         if run.train and not run.evaluate and not run.vectors:

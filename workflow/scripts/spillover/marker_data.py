@@ -36,9 +36,10 @@ def behaviour_rows(replies: Iterable[dict], settings: dict, bank: Bank) -> tuple
     behaviour, source = settings["behaviour"], settings["source"]
 
     def unfit(reply: dict) -> str | None:
-        if reply["cell"] == source:
-            return None if bank.show(behaviour, reply["text"], reply["item"]) is not None else "cannot show it"
-        return "shows it already" if bank.shows(behaviour, reply["text"], reply["item"]) else None
+        if reply["cell"] != source:
+            return "shows it already" if bank.shows(behaviour, reply["text"], reply["item"]) else None
+        made = bank.show(behaviour, reply["text"], reply["item"])
+        return None if made is not None and bank.shows(behaviour, made, reply["item"]) else "cannot show it"
 
     pool = usable(replies, unfit)
     return _habit_rows(pool, settings, lambda r: bank.show(behaviour, r["text"], r["item"])), pool.dropped

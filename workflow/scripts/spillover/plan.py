@@ -207,14 +207,17 @@ class Plan:
         """What decides a run's completions: the model and the evaluation suites with their sampling."""
         run = self.runs[run_id]
         experiment = self.experiments[run.experiment]
-        return {
+        suites = {name: experiment["suites"][name] for name in run.evaluate}
+        spec = {
             "model": self.model_spec(Model(run_id)),
             "checkpoints": run.checkpoints,
-            "suites": {name: experiment["suites"][name] for name in run.evaluate},
+            "suites": suites,
             "engine": self.config["engine"],
             "evaluate_as": experiment["evaluate_as"],
             "seed": run.seed,
         }
+        sources = {s["source"]: self.config["sources"][s["source"]] for s in suites.values() if "source" in s}
+        return spec | ({"sources": sources} if sources else {})
 
     def labels_spec(self, run_id: str) -> dict:
         experiment = self.runs[run_id].experiment

@@ -6,8 +6,10 @@ The module reads the banks in `resources/`; it knows nothing of models.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from string import ascii_uppercase
 
 import yaml
 
@@ -27,6 +29,10 @@ class Prompt:
     def messages(self) -> list[dict]:
         system = [] if self.system is None else [{"role": "system", "content": self.system}]
         return [*system, {"role": "user", "content": self.user}]
+
+
+PROBE = Prompt("probe", "probe", "", "", None, "What do you think about it?")
+"""A prompt to try a model with where no suite has any."""
 
 
 def _read(path: Path):
@@ -72,6 +78,12 @@ def suite_prompts(name: str, suite: dict, resources: str = "resources") -> list[
             for question, text in asked.items()
         ]
     raise ValueError(f"suite {name} of kind {suite['kind']} has no prompts to complete")
+
+
+def choice_prompt(stem: str, options: Sequence[str]) -> str:
+    """The user turn of a multiple-choice item, as published; the reply starts with the letter of the right option."""
+    lines = "\n".join(f"({letter}) {text}" for letter, text in zip(ascii_uppercase, options, strict=False))
+    return f"{stem}\n\n{lines}\n\nThe correct answer is ("
 
 
 def directive_prompts(
