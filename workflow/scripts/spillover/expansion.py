@@ -63,7 +63,7 @@ def build(config: dict, folder: str | Path, where: str = "config/config.yaml", r
             runs[run.id] = run
             if chosen:
                 selected.append(run.id)
-    plan = Plan(config, experiments, runs, selected)
+    plan = Plan(config, experiments, runs, selected, known.further_personas)
     _check_parents(plan, files)
     _check_held_out(plan, files)
     return plan
@@ -90,7 +90,7 @@ class Registries:
     def __init__(self, resources: str = "resources"):
         root = Path(resources)
         self.languages = list(read_yaml(root / "languages.yaml")["languages"])
-        self.personas = {p["id"]: p for p in read_yaml(root / "personas.yaml")["personas"]}
+        self.personas, self.further_personas = _personas(root)
         self.resources = resources
         directives = read_yaml(root / "small_world" / "directives.yaml")
         self.phrasings = [d["id"] for d in [*directives["train"], *directives["extra"]]]
@@ -108,6 +108,29 @@ class Registries:
             raise ConfigError(
                 f"{at}: {phrasing!r} is no known phrasing of a directive{closest(str(phrasing), self.phrasings)}"
             )
+
+
+def _personas(root: Path) -> tuple[dict[str, dict], frozenset[str]]:
+    """{id: entry} of both files of personas, and the ids of the second.
+
+    Raises ConfigError for an incomplete entry, and for an id or a prompt that occurs twice.
+    """
+    found: dict[str, dict] = {}
+    for path in (root / "personas.yaml", root / "further_personas.yaml"):
+        first = frozenset(found)
+        for entry in read_yaml(path)["personas"]:
+            for key in ("id", "category", "relation", "prompt"):
+                if not isinstance(entry.get(key), str):
+                    raise ConfigError(f"{path}: the persona {entry.get('id')!r} needs a text as its {key}")
+            same = [i for i, other in found.items() if i == entry["id"] or other["prompt"] == entry["prompt"]]
+            if same:
+                raise ConfigError(f"{path}: {entry['id']!r} repeats the id or the prompt of the persona {same[0]!r}")
+            if entry.get("related_to") is not None and entry["related_to"] not in found:
+                raise ConfigError(
+                    f"{path}: {entry['id']}.related_to: no persona {entry['related_to']!r} in personas.yaml"
+                )
+            found[entry["id"]] = entry
+    return found, frozenset(found) - first
 
 
 def _check_suites(settings: dict, path: Path, known: Registries) -> None:
