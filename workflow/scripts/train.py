@@ -36,6 +36,7 @@ from spillover import (
     sharding,
     training,
 )
+from spillover.statistics import stable_seed
 
 TRAINING_CODE = (
     adapters,
@@ -75,7 +76,7 @@ def main(argv: list[str] | None = None) -> None:
     if full:
         sharding.shard(model, processes)
     else:
-        model = training.add_adapter(model, settings, seed, args.name, args.revision, args.under)
+        model = training.add_adapter(model, settings, factor_seed(spec), args.name, args.revision, args.under)
     shift, shifted = regularisers.steering_shift(args.steering, settings["regulariser"]) if steering else (None, {})
     how = {
         "steering": shifted,
@@ -145,6 +146,17 @@ def main(argv: list[str] | None = None) -> None:
         )
     store.remove()
     sharding.stop(processes)
+
+
+def factor_seed(spec: dict) -> int:
+    """The seed a run's LoRA factors are drawn from: the run's own, but another one for every stage of a lineage.
+
+    One seed for all stages would draw equal A factors, and the stages' spaces would coincide before any training.
+    """
+    stage, parent = 0, spec["parent"]
+    while "trained" in parent:
+        stage, parent = stage + 1, parent["trained"]["parent"]
+    return stable_seed(spec["seed"], "stage", stage) if stage else spec["seed"]
 
 
 def stacked(under: str, folder: Path, states: dict) -> dict:

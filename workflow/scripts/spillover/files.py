@@ -7,6 +7,7 @@ folder is `<root>/{experiment}/{name}/seed{seed}`.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 
 from spillover import prompts
@@ -22,6 +23,9 @@ BASE_FILES = (
     "tokenizer_config.json",
     "chat_template.jinja",
 )
+BEHAVIOUR_BANKS = ["resources/behaviours.yaml", *sorted(map(str, Path("resources/questions").glob("facts_*.yaml")))]
+"""What the behaviours are built and recognised with."""
+FURTHER_PERSONAS = "resources/further_personas.yaml"
 CLOSING: dict[str, tuple[str, ...]] = {}
 """The closing files of each kind of analysis, below `<analysis>`; the first is the headline figure."""
 DATA_KEYS = ("source", "voice", "behaviour", "directive", "completion")
@@ -190,6 +194,9 @@ class Files:
         files: dict = {"sources": [f"{self.root}/data/sources/{name}.parquet" for name in data_sources(run.data)]}
         if model := self.plan.pool_model(run):
             files["pool"] = f"{self.folder(model.run)}/pool-{model.label}-{run.data['suite']}.parquet"
+        files["personas"] = self._further(_named(run.data))
+        if run.data["kind"] == "behaviour":
+            files["behaviours"] = BEHAVIOUR_BANKS
         if run.data["kind"] == "conversations":
             files["tokenizer"] = self.tokenizer_files()
         return files
@@ -250,11 +257,11 @@ class Files:
         return self.plan.pool_spec(self.referred_model(run_id, label), suite)
 
     def pool_questions(self, run_id: str, label: str, suite: str) -> list[str]:
-        return _banks([self.plan.experiments[self.plan.runs[run_id].experiment]["suites"][suite]])
+        return self._banks([self.plan.experiments[self.plan.runs[run_id].experiment]["suites"][suite]])
 
     def evaluated_questions(self, run_id: str) -> list[str]:
         run = self.plan.runs[run_id]
-        return _banks([self.plan.experiments[run.experiment]["suites"][name] for name in run.evaluate])
+        return self._banks([self.plan.experiments[run.experiment]["suites"][name] for name in run.evaluate])
 
     def evaluated_sources(self, run_id: str) -> dict:
         """Tables behind suites of kind `choices` and `loss`; for a loss also the training rows of the lineage."""
@@ -273,6 +280,15 @@ class Files:
         """`--sources` and `--trained` where there are any."""
         return " ".join(f"--{key} {' '.join(paths)}" for key, paths in self.evaluated_sources(run_id).items())
 
+    def _banks(self, settings: list[dict]) -> list[str]:
+        """Question files that suites or vectors name, and the further personas where they ask any."""
+        questions = {str(prompts.bank_file(s["questions"])) for s in settings if s.get("questions")}
+        return sorted(questions) + self._further(p for s in settings for p in _listed(s.get("personas")))
+
+    def _further(self, personas: Iterable[str]) -> list[str]:
+        wanted = self.plan.further_personas | {"everyone"}
+        return [FURTHER_PERSONAS] if wanted & set(personas) else []
+
     def _with_adapters(self, base: Model, adapters: list[tuple[str, str]]) -> str:
         named = " ".join(f"{label}={folder}" for label, folder in adapters)
         return self.model_flags(base) + (f" --adapters {named}" if named else "")
@@ -280,11 +296,10 @@ class Files:
     def behaviour_banks(self, experiment: str) -> list[str]:
         """What the scorers of behaviours read, where an experiment asks for any."""
         wanted = set(BEHAVIOURS) & set(self.plan.scorers(experiment))
-        banks = sorted(str(path) for path in Path("resources/questions").glob("facts_*.yaml"))
-        return ["resources/behaviours.yaml", *banks] if wanted else []
+        return BEHAVIOUR_BANKS if wanted else []
 
     def question_bank(self, experiment: str) -> list[str]:
-        return _banks([self.plan.experiments[experiment]["vectors"] or {}])
+        return self._banks([self.plan.experiments[experiment]["vectors"] or {}])
 
     def directive_languages(self, experiment: str) -> list[str]:
         """Every language that a directive suite of an experiment asks for or a condition names, in that order."""
@@ -524,6 +539,12 @@ def _record(run: Run) -> dict:
     return record | {key: run.data[key] for key in DATA_KEYS if run.data and key in run.data}
 
 
-def _banks(settings: list[dict]) -> list[str]:
-    """Question files that suites or vectors name."""
-    return sorted({str(prompts.bank_file(s["questions"])) for s in settings if s.get("questions")})
+def _listed(personas: str | list[str] | None) -> list[str]:
+    return [personas] if isinstance(personas, str) else personas or []
+
+
+def _named(data: dict) -> list[str]:
+    """Personas whose prompts a data set writes, or recognises in a user's rows."""
+    if data["kind"] == "conversations":
+        return [system for system in data["systems"] or [] if system]
+    return [data[key] for key in ("source", "persona") if key in data]

@@ -91,8 +91,16 @@ class Run:
 class Plan:
     """All runs of all enabled experiments, by id, with their cumulative specifications."""
 
-    def __init__(self, config: dict, experiments: dict[str, dict], runs: dict[str, Run], selected: list[str]):
+    def __init__(
+        self,
+        config: dict,
+        experiments: dict[str, dict],
+        runs: dict[str, Run],
+        selected: list[str],
+        further_personas: frozenset[str] = frozenset(),
+    ):
         self.config = config
+        self.further_personas = further_personas  # ids of further_personas.yaml
         self.experiments = experiments
         self.runs = runs
         self.selected = selected

@@ -12,7 +12,6 @@ from spillover.plan import Plan
 VLLM_INTERPRETER = ".venv-vllm/bin/python"
 LAUNCHER = "on_gpu.py"
 ENGINES = ("transformers",)
-DATA_KINDS = ("directive_replies", "marker", "persona_replies", "conversations")
 GENERATING = {"completions", "pool"}
 
 
@@ -46,12 +45,6 @@ def unavailable(plan: Plan, rules: Iterable[str], run_ids: Iterable[str]) -> str
     engine = plan.config["engine"]["name"]
     if engine not in ENGINES and GENERATING & set(rules):
         return f"engine.name: {engine!r} is planned for but not available in this version; known: {', '.join(ENGINES)}"
-    for run in (plan.runs[run_id] for run_id in run_ids):
-        if run.data and run.data["kind"] not in DATA_KINDS:
-            return (
-                f"{run.id}: data.kind {run.data['kind']!r} is planned for but not available in this version; "
-                f"known: {', '.join(DATA_KINDS)}"
-            )
     return None
 
 
