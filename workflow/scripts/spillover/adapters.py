@@ -51,6 +51,12 @@ def read_updates(folder: str | Path) -> dict[str, tuple[torch.Tensor, torch.Tens
     return {m: (pair["A"], pair["B"]) for m, pair in factors.items()}
 
 
+def is_zero(folder: str | Path) -> bool:
+    """Whether an adapter changes nothing: as before its first update, since warm-up starts at a rate of zero."""
+    with safe_open(Path(folder, "adapter_model.safetensors"), "pt") as f:
+        return not any(f.get_tensor(key).any() for key in f.keys() if ".lora_B." in key)
+
+
 def layer_index(module: str) -> int | None:
     """The decoder block a module belongs to, or None."""
     found = re.search(r"\.layers\.(\d+)\.", module)

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from spillover import engines
+from spillover import engine_transformers
 from spillover.prompts import Prompt
 
 LAYER_CONVENTION = "layer L is the output of decoder block L, hidden_states[L+1]; before the final norm"
@@ -66,7 +66,7 @@ def prompt_vectors(
     prompt_ids = [tokenizer(t, add_special_tokens=False)["input_ids"] for t in texts]
     rows, spans = prompt_ids, [(len(ids) - 1, len(ids)) for ids in prompt_ids]
     if method == "response_mean":
-        replies = engines.generate(
+        replies = engine_transformers.generate(
             model,
             tokenizer,
             prompts,
