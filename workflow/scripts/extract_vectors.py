@@ -11,7 +11,7 @@ import json
 
 from safetensors.numpy import save_file
 
-from spillover import engines, models, prompts, provenance, vectors
+from spillover import engine_transformers, models, prompts, provenance, vectors
 
 
 def cell_prompts(settings: dict, resources: str) -> list[prompts.Prompt]:
@@ -52,7 +52,7 @@ def main(argv: list[str] | None = None) -> None:
     tensors, cells = {}, []
     labels = [a.split("=", 1) for a in args.adapters] or [("final", None)]
     for label, folder in labels:
-        model = engines.attach_adapter(base, folder) if folder else base
+        model = engine_transformers.attach_adapter(base, folder) if folder else base
         prefix = "" if len(labels) == 1 else f"{label}/"
         for method in settings["methods"]:
             found = vectors.prompt_vectors(

@@ -289,6 +289,21 @@ class Files:
         wanted = self.plan.further_personas | {"everyone"}
         return [FURTHER_PERSONAS] if wanted & set(personas) else []
 
+    def engine_options(self) -> str:
+        """How the engine does its work, as `engines.Options` reads it; never a reason to rerun."""
+        engine = self.plan.config["engine"]
+        keys = {
+            "transformers": (),
+            "vllm": ("gpu_memory_utilization", "max_num_seqs", "eager"),
+            "openai": ("url", "adapters", "concurrency"),
+        }
+        chosen = {key: engine[key] for key in keys[engine["name"]]}
+        if engine["name"] == "transformers":
+            chosen["batch"] = self.plan.config["resources"]["generation_batch"]
+        if engine["name"] == "vllm":
+            chosen["cache"] = f"{self.root}/.cache/vllm"
+        return ",".join(f"{key}={value}" for key, value in chosen.items())
+
     def _with_adapters(self, base: Model, adapters: list[tuple[str, str]]) -> str:
         named = " ".join(f"{label}={folder}" for label, folder in adapters)
         return self.model_flags(base) + (f" --adapters {named}" if named else "")
