@@ -137,8 +137,8 @@ def write_report(result: dict) -> str:
         "",
         f"Random weights of the Qwen2.5-7B shape in bfloat16, {result['prompts']:,} prompts (12 personas x 240"
         f" questions) of 35 to 90 random tokens ({result['tokens']:,} in all), the activation of the last token as"
-        f" float32 on the host; medians of {result['rounds']} rounds in which the arms take turns. The baseline is timed on"
-        f" {rows[0]['prompts']} prompts and scaled to all. Loading the model is in no arm.",
+        f" float32 on the host; medians of {result['rounds']} rounds in which the arms take turns. The baseline is"
+        f" timed on {rows[0]['prompts']} prompts and scaled to all. Loading the model is in no arm.",
         "",
         f"Both ways compute in bfloat16 and round differently: the lowest cosine between a prompt's two vectors of the"
         f" first two arms is {result['agreement']['lowest_cosine']:.5f}, their median distance"

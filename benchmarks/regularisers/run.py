@@ -118,10 +118,10 @@ def write_report(result: dict) -> str:
         "",
         "Random weights of the Qwen2.5-7B shape in bfloat16, LoRA of rank 32 on all linear modules, 16 rows of about"
         " 250 tokens a step, loss on all tokens, dropout 0, the same rows in the same order;"
-        f" {result['warm_steps']} steps before the clock, {result['timed_steps']} timed. KL to base and R3F compare two passes at every supervised"
-        " token: KL to base reads the base through the same frozen weights with the adapter switched off (no second"
-        " model, no gradient), R3F runs and differentiates two passes over float32 embeddings. The last column is the"
-        " mean divergence over the timed steps, without its weight.",
+        f" {result['warm_steps']} steps before the clock, {result['timed_steps']} timed. KL to base and R3F compare"
+        " two passes at every supervised token: KL to base reads the base through the same frozen weights with the"
+        " adapter switched off (no second model, no gradient), R3F runs and differentiates two passes over float32"
+        " embeddings. The last column is the mean divergence over the timed steps, without its weight.",
     ]
     for compiled in (False, True):
         rows = [row for row in result["measurements"] if row["compiled"] == compiled]
