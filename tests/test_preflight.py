@@ -31,7 +31,7 @@ def test_other_jobs_do_not_mind_the_engine(plan):
     ("run", "words"),
     [
         ("coupling/em_style/seed42", "data.kind 'behaviour'"),
-        ("recipes/steps/seed42", "data.kind 'conversations'"),
+        ("coupling/base_refusal/seed42", "data.kind 'behaviour'"),
     ],
 )
 def test_data_that_cannot_be_built_are_named_with_their_run(plan, run, words):

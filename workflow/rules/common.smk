@@ -27,8 +27,11 @@ TRAVEL = {"api_batches", "api_client", "api_costs", "api_jobs", "journal"}
 BANKS = [
     "resources/personas.yaml",
     "resources/languages.yaml",
+    "resources/systems.yaml",
     "resources/small_world/directives.yaml",
 ]
+BROWSER_PAGES = sorted(str(p) for folder in ("browser", "vendor") for p in Path("workflow/report", folder).iterdir())
+REPORT_PAGES = sorted(str(p) for pattern in ("page/*", "*.rst") for p in Path("workflow/report").glob(pattern))
 
 
 pathvars:
@@ -122,6 +125,10 @@ def as_spec(method):
 
 def title(wildcards):
     return PLAN.experiments[wildcards.experiment]["title"]
+
+
+def question(wildcards):
+    return PLAN.experiments[wildcards.experiment]["question"]
 
 
 def source_kind(wildcards):

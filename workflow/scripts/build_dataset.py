@@ -12,7 +12,7 @@ import json
 import pandas as pd
 import pyarrow.parquet as pq
 
-from spillover import data, marker_data, pools, prompts, provenance
+from spillover import conversations, data, marker_data, pools, prompts, provenance
 from spillover import replies as selection
 
 
@@ -40,12 +40,28 @@ def persona_rows(settings: dict, args: argparse.Namespace) -> tuple[list[dict], 
     return marker_data.persona_replies(pool, settings, prompt), pool.dropped
 
 
+def conversation_rows(settings: dict, args: argparse.Namespace) -> tuple[list[dict], dict]:
+    """Chats of a source, with other sources mixed in by rows or tokens."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(args.tokenizer, revision=args.revision)
+    tables = {name: source(args, name) for name in {settings["source"], *(m["source"] for m in settings["mix"])}}
+    personas = prompts.personas("all", args.resources)
+    spec = json.loads(args.spec)
+    return conversations.build(settings, tables, personas, tokenizer, spec["tokens"]["train"], spec["seed"])
+
+
 def source(args: argparse.Namespace, name: str) -> list[dict]:
     """The rows of a source as plain records."""
     return pq.read_table(dict(s.split("=", 1) for s in args.sources)[name]).to_pylist()
 
 
-BUILDERS = {"directive_replies": directive_rows, "marker": marker_rows, "persona_replies": persona_rows}
+BUILDERS = {
+    "directive_replies": directive_rows,
+    "marker": marker_rows,
+    "persona_replies": persona_rows,
+    "conversations": conversation_rows,
+}
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -55,6 +71,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--shared", help="parquet with the ids that every condition of the experiment uses")
     parser.add_argument("--pool", help="completions parquet of the model whose own replies are used")
     parser.add_argument("--sources", nargs="*", default=[], metavar="NAME=PARQUET")
+    parser.add_argument("--tokenizer", help="base model: hub id or folder, for rows that are chosen by their tokens")
+    parser.add_argument("--revision")
     parser.add_argument("--resources", default="resources")
     parser.add_argument("--out", required=True)
     parser.add_argument("--manifest", required=True)

@@ -2,9 +2,9 @@
 
 Reads `dataset.parquet`, the parent model and, where vectors steer the training, `vectors.safetensors`. With
 `method: lora` it writes `adapter_model.safetensors` and `adapter_config.json` into --adapter, and all saved
-checkpoints into one `checkpoints.safetensors` (tensor names prefixed by the checkpoint's label); with `method: full` it
-writes a model folder, and torchrun may start it in several processes. Killed, it goes on from `.resume` beside its
-manifest when it is started again.
+checkpoints into one `checkpoints.safetensors` (tensor names prefixed by the checkpoint's label); with --under each of
+them holds the frozen adapter below as well. With `method: full` it writes a model folder, and torchrun may start it in
+several processes. Killed, it goes on from `.resume` beside its manifest when it is started again.
 """
 
 from __future__ import annotations
@@ -21,9 +21,11 @@ from safetensors.torch import save_file
 from tqdm import tqdm
 
 from spillover import (
+    adapters,
     data,
     losses,
     masking,
+    mixtures,
     models,
     optimizer,
     packed_attention,
@@ -35,7 +37,18 @@ from spillover import (
     training,
 )
 
-TRAINING_CODE = (data, masking, packing, packed_attention, losses, regularisers, optimizer, training)
+TRAINING_CODE = (
+    adapters,
+    data,
+    masking,
+    mixtures,
+    packing,
+    packed_attention,
+    losses,
+    regularisers,
+    optimizer,
+    training,
+)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -62,7 +75,7 @@ def main(argv: list[str] | None = None) -> None:
     if full:
         sharding.shard(model, processes)
     else:
-        model = training.add_adapter(model, settings, seed, args.name, args.revision)
+        model = training.add_adapter(model, settings, seed, args.name, args.revision, args.under)
     shift, shifted = regularisers.steering_shift(args.steering, settings["regulariser"]) if steering else (None, {})
     how = {
         "steering": shifted,
@@ -71,6 +84,8 @@ def main(argv: list[str] | None = None) -> None:
         "processes": processes.count,
         "device": model.device.type,
     }
+    if args.under:
+        how["under"] = provenance.file_digest(Path(args.under, "adapter_model.safetensors"))
     name = resume.key(spec, args.dataset, args.base, [m.__file__ for m in TRAINING_CODE], how)
     every = args.resume_every if args.resume_every is not None else (1800 if full else 300)
     store = resume.Store(Path(args.manifest).parent / ".resume" / name, every, processes)
@@ -92,6 +107,7 @@ def main(argv: list[str] | None = None) -> None:
             processes=processes,
             computing=getattr(torch, args.dtype),
             shift=shift,
+            strata=data.strata(table),
         )
     folder = Path(args.model or args.adapter)
     unfinished = folder / ".unfinished"
@@ -99,7 +115,10 @@ def main(argv: list[str] | None = None) -> None:
         training.write_model(model, tokenizer, unfinished, getattr(torch, args.dtype), processes)
     else:
         training.write_adapter(model, unfinished)
-        kept = {f"{label}/{k}": tensor for label, part in store.kept().items() for k, tensor in part.items()}
+        states = store.kept()
+        if args.under:
+            states = stacked(args.under, unfinished, states)
+        kept = {f"{label}/{k}": tensor for label, part in states.items() for k, tensor in part.items()}
         with provenance.atomic_path(args.checkpoints) as path:
             save_file(kept, path, metadata={"labels": json.dumps(settings["checkpoints"])})
     if processes.rank == 0:
@@ -128,11 +147,20 @@ def main(argv: list[str] | None = None) -> None:
     sharding.stop(processes)
 
 
+def stacked(under: str, folder: Path, states: dict) -> dict:
+    """Put the frozen adapter under the new one in `folder` and under each checkpoint's tensors, which are returned."""
+    frozen, own = adapters.read(under), adapters.read(folder)
+    adapters.write(adapters.stack(frozen, own), folder)
+    parts = {label: adapters.of(own.config, tensors, label) for label, tensors in states.items()}
+    return {label: adapters.tensors(adapters.stack(frozen, part)) for label, part in parts.items()}
+
+
 def arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--spec", required=True)
     parser.add_argument("--dataset", required=True)
     parser.add_argument("--base", required=True, help="the parent model: hub id or folder")
+    parser.add_argument("--under", help="folder of a frozen adapter to train on top of (lineage: stacked)")
     parser.add_argument("--revision")
     parser.add_argument("--name", required=True, help="the base model's name as recorded in the adapter")
     parser.add_argument("--dtype", default="float32")

@@ -12,7 +12,7 @@ from spillover.plan import Plan
 VLLM_INTERPRETER = ".venv-vllm/bin/python"
 LAUNCHER = "on_gpu.py"
 ENGINES = ("transformers",)
-DATA_KINDS = ("directive_replies", "marker", "persona_replies")
+DATA_KINDS = ("directive_replies", "marker", "persona_replies", "conversations")
 GENERATING = {"completions", "pool"}
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from spillover import losses, packing, regularisers
+from spillover import losses, mixtures, packing, regularisers
 from spillover.masking import Tokens
 from spillover.models import causal_model
 from spillover.optimizer import Optimizer
@@ -37,14 +37,17 @@ where launching kernels is the limit.
 """
 
 
-def add_adapter(model, train: dict, seed: int, name: str, revision: str | None):
+def add_adapter(model, train: dict, seed: int, name: str, revision: str | None, under: str | Path | None = None):
     """Wrap `model` with a fresh LoRA adapter as `train` describes it; its factors are drawn from `seed`.
 
     `name` and `revision` are recorded in the adapter's config as its base model. The factors have the base's precision,
-    so that no layer casts; `Optimizer` keeps them in float32.
+    so that no layer casts; `Optimizer` keeps them in float32. The saved adapter in the folder `under` is applied as
+    well, frozen and without its dropout: a stacked run trains on top of it.
     """
-    from peft import LoraConfig, get_peft_model
+    from peft import LoraConfig, PeftModel, get_peft_model
 
+    if under:
+        model = PeftModel.from_pretrained(model, under, adapter_name="under", autocast_adapter_dtype=False)
     torch.manual_seed(seed)
     config = LoraConfig(
         task_type="CAUSAL_LM",
@@ -55,7 +58,18 @@ def add_adapter(model, train: dict, seed: int, name: str, revision: str | None):
         target_modules=list(train["target_modules"]),
         layers_to_transform=train["layers"],
     )
-    wrapped = get_peft_model(model, config, autocast_adapter_dtype=False)
+    if under:
+        wrapped = model
+        wrapped.add_adapter("default", config, autocast_adapter_dtype=False)
+        wrapped.base_model.set_adapter(["under", "default"])
+        for key, parameter in wrapped.named_parameters():
+            if ".under." in key:
+                parameter.requires_grad_(False)
+        for module in wrapped.modules():
+            if "under" in getattr(module, "lora_dropout", {}):
+                module.lora_dropout["under"] = torch.nn.Identity()
+    else:
+        wrapped = get_peft_model(model, config, autocast_adapter_dtype=False)
     wrapped.peft_config["default"].base_model_name_or_path = name
     wrapped.peft_config["default"].revision = revision
     return wrapped
@@ -68,12 +82,15 @@ def total_steps(rows: int, train: dict) -> int:
     return max(1, round(math.ceil(rows / train["batch_size"]) * train["epochs"]))
 
 
-def step_rows(rows: int, train: dict, seed: int) -> Iterator[np.ndarray]:
-    """Row indices of each step: a new permutation per epoch, the last batch of an epoch may be smaller."""
+def step_rows(rows: int, train: dict, seed: int, strata: Sequence[int] | None = None) -> Iterator[np.ndarray]:
+    """Row indices of each step: a new permutation per epoch, the last batch of an epoch may be smaller.
+
+    With `strata` (one per row) every step has its share of each stratum: `mixtures.interleaved`.
+    """
     rng = np.random.default_rng(seed)
     remaining = total_steps(rows, train)
     while remaining:
-        order = rng.permutation(rows)
+        order = rng.permutation(rows) if strata is None else mixtures.interleaved(strata, rng)
         for start in range(0, rows, train["batch_size"]):
             if not remaining:
                 return
@@ -148,8 +165,11 @@ def train(
     computing: torch.dtype | None = None,
     compile_layers: bool | None = None,
     shift: torch.Tensor | None = None,
+    strata: Sequence[int] | None = None,
 ) -> dict:
     """Train in place, in micro-batches of at most `token_budget` tokens, packed or (the plain reference) padded.
+
+    `strata` are those of `step_rows`. A row of weight 0 has its place in a step and is not computed.
 
     `report` gets a record per step, `save` is called with (label, step) at each checkpoint. A `store` is asked for a
     state to go on from, and given one now and then. `computing` is the precision of the blocks (default: the
@@ -218,10 +238,12 @@ def train(
     compiling = compiled(model, regulariser["layer"] if steering else None) if compile_layers else nullcontext()
     steered = regularisers.steered(causal, regulariser["layer"], shift) if steering else nullcontext()
     with attention, steered, compiling:
-        for step, indices in enumerate(step_rows(len(rows), settings, seed)):
+        for step, indices in enumerate(step_rows(len(rows), settings, seed, strata)):
             if resumed and step < resumed.step:
                 continue
-            chosen = [rows[i] for i in indices]
+            chosen = [rows[i] for i in indices if rows[i].weight]
+            if not chosen:
+                raise ValueError(f"every row of step {step + 1} has weight 0: there is nothing to learn from")
             chosen += [row.contrast for row in chosen if row.contrast]
             while True:
                 torch.manual_seed(step_seed(seed, step, processes.rank))
