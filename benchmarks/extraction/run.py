@@ -162,8 +162,8 @@ def write_report(result: dict) -> str:
         share = each * 21 / blocks / median[first] / peak
         lines += [
             "",
-            f"`{first}` runs 21 of {blocks} blocks, at {share:.0%} of the {peak / 1e12:.0f} TFLOP/s of a matrix product in"
-            " the same run; the rest is the normalisations, rotations and activations between the products, which"
+            f"`{first}` runs 21 of {blocks} blocks, at {share:.0%} of the {peak / 1e12:.0f} TFLOP/s of a matrix product"
+            " in the same run; the rest is the normalisations, rotations and activations between the products, which"
             f" compiling would fuse in more time than it saves here. The baseline takes"
             f" {median[BASELINE] / result['prompts'] * 1e3:.0f} ms a prompt whatever its length, bound by launching"
             " kernels from the processor, so the ratio follows the processor as much as the GPU.",

@@ -144,8 +144,8 @@ def write_report(result: dict) -> str:
             lines += [
                 "",
                 "In bfloat16 a divergence has a floor, since the two passes round apart: KL to base reads"
-                f" {told['KL to base'][0]:.2g} before the first update and {told['KL to base'][2]:.2g} after it, and R3F"
-                f" {small:.2g} at a noise of 1e-5, where the square law from {large:.2g} at 1e-3 would give"
+                f" {told['KL to base'][0]:.2g} before the first update and {told['KL to base'][2]:.2g} after it, and"
+                f" R3F {small:.2g} at a noise of 1e-5, where the square law from {large:.2g} at 1e-3 would give"
                 f" {large * 1e-4:.2g}. What lies below is rounding.",
             ]
     return "\n".join(lines) + "\n"
