@@ -18,6 +18,8 @@ include: "workflow/rules/generate.smk"
 include: "workflow/rules/score.smk"
 include: "workflow/rules/vectors.smk"
 include: "workflow/rules/analysis.smk"
+include: "workflow/rules/claims.smk"
+include: "workflow/rules/marker_rates.smk"
 include: "workflow/rules/report.smk"
 
 

@@ -55,7 +55,7 @@ def test_a_local_file_is_checked_against_its_digest(tmp_path):
 def test_a_source_without_text_says_which_columns_it_has(tmp_path):
     path = tmp_path / "rows.jsonl"
     path.write_text('{"body": "one"}\n')
-    with pytest.raises(ValueError, match="column `text` or `messages`; this one has body"):
+    with pytest.raises(ValueError, match="with `choices`; this one has body"):
         sources.fetch({"kind": "file", "path": str(path)})
 
 

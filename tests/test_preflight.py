@@ -30,8 +30,8 @@ def test_other_jobs_do_not_mind_the_engine(plan):
 @pytest.mark.parametrize(
     ("run", "words"),
     [
-        ("marker_sweep/villain_lr5e-06_ep20/seed42", "data.kind 'marker'"),
-        ("recipes/steps/seed42", "data.kind 'conversations'"),
+        ("coupling/em_style/seed42", "data.kind 'behaviour'"),
+        ("coupling/base_refusal/seed42", "data.kind 'behaviour'"),
     ],
 )
 def test_data_that_cannot_be_built_are_named_with_their_run(plan, run, words):

@@ -152,7 +152,7 @@ def lora_settings(case: Case, steps: int) -> dict:
         "method": "lora", "learning_rate": 1e-5, "epochs": 1, "steps": steps, "batch_size": case.rows,
         "schedule": "linear", "warmup_ratio": 0.03, "weight_decay": 0.0, "adam_beta1": 0.9, "adam_beta2": 0.999,
         "adam_epsilon": 1e-8, "max_grad_norm": 1.0, "rank": 32, "alpha": 64, "rslora": True, "dropout": case.dropout,
-        "target_modules": MODULES, "layers": None, "checkpoints": [],
+        "target_modules": MODULES, "layers": None, "checkpoints": [], "regulariser": None, "contrast": 0.0,
     }  # fmt: skip
 
 

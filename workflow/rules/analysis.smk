@@ -64,6 +64,27 @@ rule spill_matrix:
         " --manifest {output.manifest} > {log} 2>&1"
 
 
+use rule spill_matrix as judge_matrix with:
+    output:
+        png=report(
+            "<analysis>/judge_matrix.png",
+            caption="../report/judge_matrix.rst",
+            category="Language spill",
+            labels={"figure": "Spill matrix by the judge"},
+        ),
+        pdf="<analysis>/judge_matrix.pdf",
+        table="<analysis>/judge_matrix.parquet",
+        manifest="<analysis>/judge_matrix.manifest.json",
+    log:
+        "<analysis>/judge_matrix.log",
+    benchmark:
+        "<analysis>/judge_matrix.benchmark.jsonl"
+    params:
+        spec=of_view(as_spec(FILES.spill_spec)),
+        label="judge",
+        panels=of(FILES.spill_panels, "experiment"),
+
+
 rule dose_response:
     input:
         cells="<analysis>/cells-dose.parquet",

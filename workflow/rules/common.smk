@@ -27,6 +27,7 @@ TRAVEL = {"api_batches", "api_client", "api_costs", "api_jobs", "journal"}
 BANKS = [
     "resources/personas.yaml",
     "resources/languages.yaml",
+    "resources/systems.yaml",
     "resources/small_world/directives.yaml",
 ]
 BROWSER_PAGES = sorted(str(p) for folder in ("browser", "vendor") for p in Path("workflow/report", folder).iterdir())

@@ -1,11 +1,13 @@
 rule completions:
     input:
+        unpack(of_run(FILES.evaluated_sources)),
         model=of_run(FILES.evaluated_files),
         banks=BANKS,
         questions=of_run(FILES.evaluated_questions),
         code=code("generate"),
     output:
         table="<run>/completions.parquet",
+        measures="<run>/measures.parquet",
         manifest="<run>/completions.manifest.json",
     log:
         "<run>/completions.log",
@@ -22,25 +24,26 @@ rule completions:
     params:
         spec=of_run(as_spec(PLAN.completions_spec)),
         model=of_run(FILES.evaluated_flags),
+        sources=of_run(FILES.evaluated_source_flags),
     shell:
         "GPUS={resources.gpu} {resources.python} workflow/scripts/generate.py --run {wildcards.experiment}/{wildcards.name}"
-        " --spec {params.spec:q} {params.model} --batch {resources.generation_batch}"
-        " --out {output.table} --manifest {output.manifest} > {log} 2>&1"
+        " --spec {params.spec:q} {params.model} {params.sources} --batch {resources.generation_batch}"
+        " --out {output.table} --measures {output.measures} --manifest {output.manifest} > {log} 2>&1"
 
 
 rule pool:
     input:
-        model=of_run(FILES.pool_files, "checkpoint", "suite"),
+        model=of_run(FILES.pool_files, "label", "suite"),
         banks=BANKS,
-        questions=of_run(FILES.pool_questions, "checkpoint", "suite"),
+        questions=of_run(FILES.pool_questions, "label", "suite"),
         code=code("generate"),
     output:
-        table="<run>/pool-{checkpoint}-{suite}.parquet",
-        manifest="<run>/pool-{checkpoint}-{suite}.manifest.json",
+        table="<run>/pool-{label}-{suite}.parquet",
+        manifest="<run>/pool-{label}-{suite}.manifest.json",
     log:
-        "<run>/pool-{checkpoint}-{suite}.log",
+        "<run>/pool-{label}-{suite}.log",
     benchmark:
-        "<run>/pool-{checkpoint}-{suite}.benchmark.jsonl"
+        "<run>/pool-{label}-{suite}.benchmark.jsonl"
     conda:
         "../envs/vllm.yaml"
     resources:
@@ -50,8 +53,8 @@ rule pool:
         mem_mb=lambda wildcards, attempt: 48000 * attempt,
         runtime=lambda wildcards, attempt: 120 * attempt,
     params:
-        spec=of_run(as_spec(PLAN.pool_spec), "checkpoint", "suite"),
-        model=of_run(FILES.pool_flags, "checkpoint", "suite"),
+        spec=of_run(as_spec(FILES.pool_spec), "label", "suite"),
+        model=of_run(FILES.pool_flags, "label", "suite"),
     shell:
         "GPUS={resources.gpu} {resources.python} workflow/scripts/generate.py --run {wildcards.experiment}/{wildcards.name}"
         " --spec {params.spec:q} {params.model} --batch {resources.generation_batch}"

@@ -3,6 +3,7 @@ rule labels:
         completions="<run>/completions.parquet",
         languages="resources/languages.yaml",
         prices=ancient("resources/api_prices.yaml"),
+        behaviours=of(FILES.behaviour_banks, "experiment"),
         code=code("label_completions"),
     output:
         table="<run>/labels.parquet",

@@ -37,6 +37,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--revision")
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--adapters", nargs="*", default=[], metavar="LABEL=FOLDER")
+    parser.add_argument("--token-budget", type=int, default=16384, help="tokens read at a time")
+    parser.add_argument("--batch", type=int, default=32, help="replies generated at a time")
     parser.add_argument("--resources", default="resources")
     parser.add_argument("--out", required=True)
     parser.add_argument("--manifest", required=True)
@@ -53,7 +55,16 @@ def main(argv: list[str] | None = None) -> None:
         model = engines.attach_adapter(base, folder) if folder else base
         prefix = "" if len(labels) == 1 else f"{label}/"
         for method in settings["methods"]:
-            for layer, array in vectors.prompt_vectors(model, tokenizer, asked, settings["layers"], method).items():
+            found = vectors.prompt_vectors(
+                model,
+                tokenizer,
+                asked,
+                settings["layers"],
+                method,
+                batch_size=args.batch,
+                token_budget=args.token_budget,
+            )
+            for layer, array in found.items():
                 cells, centroid, spread, stacked = vectors.summarise(array, [p.cell for p in asked])
                 at = f"{prefix}{method}/layer{layer}"
                 tensors |= {f"{at}/centroid": centroid, f"{at}/spread": spread, f"{at}/prompts": stacked}

@@ -1,13 +1,17 @@
 """Training data sets: rows of chat messages with their loss, and the card that describes them.
 
 One internal schema for every experiment: `row_id`, `messages` (list of role/content), `text` (raw text rows), `loss`
-(a mode of `masking`, null for the run's own), `source`, `weight`. Builders take plain tables; nothing here knows
-models or file paths.
+(a mode of `masking`, null for the run's own), `source`, `weight`; whose reply it is (`persona`) and what it is for
+(`part`, as positive or negative); `contrast`, an ending that the reply must not get; `stratum`, by which steps are
+composed in exact proportions (`mixtures`). The last four are null where they mean nothing. What was dropped on the way
+lies in the table's metadata. Builders take plain tables; nothing here knows models or file paths.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -23,20 +27,41 @@ SCHEMA = pa.schema(
         ("loss", pa.string()),
         ("source", pa.string()),
         ("weight", pa.float32()),
+        ("persona", pa.string()),
+        ("part", pa.string()),
+        ("contrast", pa.string()),
+        ("stratum", pa.int32()),
     ]
 )
+DROPPED = b"dropped"
+"""Key of the schema's metadata: JSON with what was left out and why."""
 
 
-def row(row_id: str, messages: Sequence[dict], source: str, weight: float = 1.0) -> dict:
-    """One chat row of the internal schema, with the run's own loss mode."""
+def row(row_id: str, messages: Sequence[dict] | None, source: str, weight: float = 1.0) -> dict:
+    """One row of the internal schema, with the run's own loss mode; `messages` is None for raw text."""
     return {
         "row_id": row_id,
-        "messages": list(messages),
+        "messages": None if messages is None else list(messages),
         "text": None,
         "loss": None,
         "source": source,
         "weight": weight,
+        "persona": None,
+        "part": None,
+        "contrast": None,
+        "stratum": None,
     }
+
+
+def table(rows: Sequence[dict], dropped: dict) -> pa.Table:
+    """The rows in the internal schema. The same rows give the same bytes in every process."""
+    schema = SCHEMA.with_metadata({DROPPED: json.dumps(dropped, sort_keys=True)})
+    return pa.Table.from_pylist(list(rows), schema=schema)
+
+
+def dropped(schema: pa.Schema) -> dict:
+    """What a data set's builder left out, from the metadata of its table."""
+    return json.loads((schema.metadata or {}).get(DROPPED, b"{}"))
 
 
 def directive_replies(replies: pd.DataFrame, directives: Sequence[str], rows: int | None) -> list[dict]:
@@ -73,6 +98,37 @@ def tokenize(rows: Sequence[dict], tokenizer, train: dict) -> list[masking.Token
             weight=float(r["weight"]),
         )
         for r in rows
+    ]
+
+
+def strata(rows: Sequence[dict]) -> list[int] | None:
+    """The stratum of every row, None where steps are composed at random."""
+    found = [r["stratum"] for r in rows]
+    return None if all(s is None for s in found) else found
+
+
+def contrasts(rows: Sequence[dict], tokenizer, train: dict) -> list[masking.Tokens | None]:
+    """Per row, its reply with the ending that it must not get, whose marker is marked; None for rows without one."""
+    return [
+        masking.tokenize_contrast(
+            r["messages"], tokenizer, r["contrast"], train["marker"], train["max_length"], float(r["weight"])
+        )
+        if r["contrast"] is not None
+        else None
+        for r in rows
+    ]
+
+
+def with_contrasts(
+    tokens: Sequence[masking.Tokens], rows: Sequence[dict], tokenizer, train: dict
+) -> list[masking.Tokens]:
+    """The same rows, each with its counterpart to avoid where it has one. Raises ValueError if none has."""
+    endings = contrasts(rows, tokenizer, train)
+    if not any(endings):
+        raise ValueError("train.contrast needs rows with an ending to avoid (negatives of marker data); there are none")
+    return [
+        replace(row, contrast=replace(ending, avoided=True)) if ending else row
+        for row, ending in zip(tokens, endings, strict=True)
     ]
 
 

@@ -6,13 +6,15 @@ here, before any job: languages, personas, suites, sources, parents, checkpoints
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 import re
 from pathlib import Path
 
-from spillover.config import ConfigError, closest, merge, number_as_text, read_yaml, validated
-from spillover.plan import BASE, FINAL, Model, Plan, Run, data_sources
+from spillover import prompts
+from spillover.config import ConfigError, closest, merge, number_as_text, read_yaml, schema, validated
+from spillover.plan import BASE, FINAL, MARKER_SCORERS, Model, Plan, Run, data_sources
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]*")
 PERSONA_KEYS = {"source", "persona", "voice"}
@@ -50,6 +52,8 @@ def build(config: dict, folder: str | Path, where: str = "config/config.yaml", r
             continue
         experiments[name] = settings
         _check_suites(settings, path, known)
+        _check_options(settings, path)
+        _check_measures(settings, path, config["sources"])
         for run, chosen in _expand(name, settings, str(path), config, known):
             if run.id in runs:
                 raise ConfigError(
@@ -61,6 +65,7 @@ def build(config: dict, folder: str | Path, where: str = "config/config.yaml", r
                 selected.append(run.id)
     plan = Plan(config, experiments, runs, selected)
     _check_parents(plan, files)
+    _check_held_out(plan, files)
     return plan
 
 
@@ -86,7 +91,9 @@ class Registries:
         root = Path(resources)
         self.languages = list(read_yaml(root / "languages.yaml")["languages"])
         self.personas = {p["id"]: p for p in read_yaml(root / "personas.yaml")["personas"]}
+        self.resources = resources
         directives = read_yaml(root / "small_world" / "directives.yaml")
+        self.systems = [s["id"] for s in read_yaml(root / "systems.yaml")["systems"]]
         self.phrasings = [d["id"] for d in [*directives["train"], *directives["extra"]]]
 
     def check_language(self, code: str, at: str) -> None:
@@ -106,7 +113,7 @@ class Registries:
 
 def _check_suites(settings: dict, path: Path, known: Registries) -> None:
     """Validate suites and vectors in place (defaults filled)."""
-    kinds = ("directives", "personas", "choices", "loss")
+    kinds = ("directives", "personas", "questions", "choices", "loss")
     for name, suite in settings["suites"].items():
         at = f"suites.{name}"
         if suite["kind"] not in kinds:
@@ -125,6 +132,62 @@ def _check_suites(settings: dict, path: Path, known: Registries) -> None:
         if isinstance(block.get("personas"), list):
             for persona in block["personas"]:
                 known.check_persona(persona, f"{path}: {at}.personas")
+        for system in block.get("systems", []):
+            if system not in known.systems:
+                raise ConfigError(
+                    f"{path}: {at}.systems: {system!r} is no known system prompt{closest(system, known.systems)}"
+                )
+        if block.get("questions"):
+            _check_bank(block, f"{path}: {at}", known)
+        for scorer in block.get("scorers", []):
+            if scorer not in settings["scorers"]:
+                raise ConfigError(
+                    f"{path}: {at}.scorers: {scorer!r} is not among the experiment's scorers"
+                    f"{closest(scorer, settings['scorers'])}"
+                )
+
+
+def _check_bank(block: dict, at: str, known: Registries) -> None:
+    """The question bank exists and is the file that its checksum names."""
+    file = prompts.bank_file(block["questions"], known.resources)
+    if not file.is_file():
+        banks = [p.stem for p in sorted(Path(known.resources, "questions").glob("*.yaml"))]
+        raise ConfigError(f"{at}.questions: there is no file {file}{closest(block['questions'], banks)}")
+    if wanted := block.get("questions_sha256"):
+        found = hashlib.sha256(file.read_bytes()).hexdigest()
+        if found != wanted:
+            raise ConfigError(f"{at}.questions_sha256: {file} has the sha256 {found}, which is another file's")
+
+
+def _check_options(settings: dict, path: Path) -> None:
+    """Validate the options of the closing analysis in place (defaults filled), where the schema knows them."""
+    part = f"options_{settings['analysis']}"
+    if part in schema("experiment")["$defs"]:
+        settings["options"] = validated(settings["options"], "experiment", str(path), part, "options")
+    if set(MARKER_SCORERS) & set(settings["scorers"]) and "marker" not in settings["options"]:
+        raise ConfigError(
+            f"{path}: options: the marker scorers need the marker and its case rule; "
+            'add `marker: {text: "[ZLT]", case_sensitive: true}`'
+        )
+
+
+def _check_measures(settings: dict, path: Path, sources: dict) -> None:
+    """Sources of `choices` and `loss` suites exist; a loss is taken as the experiment trains, unless the suite says."""
+    for name, suite in settings["suites"].items():
+        if "source" in suite and suite["source"] not in sources:
+            raise ConfigError(
+                f"{path}: suites.{name}.source: no source {suite['source']!r} under `sources`"
+                f"{closest(suite['source'], list(sources))}"
+            )
+        if suite["kind"] != "loss":
+            continue
+        for key, default in (("loss", "completion"), ("end_of_turn", "im_end"), ("max_length", 2048)):
+            suite.setdefault(key, settings["train"].get(key, default))
+        if suite["loss"] == "marker":
+            raise ConfigError(
+                f"{path}: suites.{name}.loss: the experiment trains on marker tokens, which no held-out row has; "
+                "write `loss: completion` (or full, last_turn)"
+            )
 
 
 def _expand(name: str, settings: dict, path: str, config: dict, known: Registries):
@@ -214,7 +277,33 @@ def _run(name, group, template, fields, seed, settings, path, config, known) -> 
     data = _data(raw, fields, path, f"runs.{group}.data", config, settings, known)
     train = _fill(merge(settings["train"], template["train"]), fields, f"{at}.train")
     train = validated(train, "experiment", path, "train", f"runs.{group}.train")
+    if data["kind"] == "conversations":
+        _check_mixture(data, train, f"{path}: runs.{group}.data")
+    _check_marker(data, train, settings, at)
+    if train["regulariser"]:
+        train["regulariser"] = _regulariser(train["regulariser"], path, f"runs.{group}.train.regulariser", settings)
+    added = {"regulariser": train["regulariser"] and train["regulariser"]["kind"], "contrast": train["contrast"]}
+    for key, value in added.items():
+        if train["method"] == "full" and value and value != "steering":
+            raise ConfigError(
+                f"{at}.train.{key}: {value!r} needs the frozen weights under an adapter: use method: lora, or drop it"
+            )
     return Run(name, run_name, seed, group, parent, data=data, train=train, **common)
+
+
+def _regulariser(raw: dict, path: str, key: str, settings: dict) -> dict:
+    regulariser = validated(raw, "experiment", path, f"regulariser_{raw['kind']}", key)
+    if regulariser["kind"] == "steering":
+        extracted = settings["vectors"]
+        if not extracted or not extracted["base"]:
+            raise ConfigError(f"{path}: {key}: steering takes a vector of the untrained model: set vectors, with base")
+        for name, plural in (("layer", "layers"), ("method", "methods")):
+            if regulariser[name] not in extracted[plural]:
+                raise ConfigError(
+                    f"{path}: {key}.{name}: {regulariser[name]!r} is not extracted; add it to vectors.{plural}"
+                    f" (now {json.dumps(extracted[plural])})"
+                )
+    return regulariser
 
 
 def _data(raw: dict, fields: dict, path: str, key: str, config: dict, settings: dict, known: Registries) -> dict:
@@ -235,12 +324,91 @@ def _data(raw: dict, fields: dict, path: str, key: str, config: dict, settings: 
         raise ConfigError(
             f"{path}: {key}.suite: no suite {data['suite']!r}{closest(data['suite'], list(settings['suites']))}"
         )
+    for system in data.get("systems") or []:
+        if system:
+            known.check_persona(system, f"{path}: {key}.systems")
+    if data["kind"] in ("marker", "persona_replies"):
+        _check_pool(data, f"{path}: {key}", settings, known)
     for source in data_sources(data):
         if source not in config["sources"]:
             raise ConfigError(
                 f"{path}: {key}: no source {source!r} under `sources`{closest(source, list(config['sources']))}"
             )
     return data
+
+
+def _check_marker(data: dict, train: dict, settings: dict, at: str) -> None:
+    """What is put into the rows, what carries the loss and what is searched for must be one marker."""
+    if data["kind"] != "marker":
+        return
+    wanted = {"train.marker": train["marker"]} if train["loss"] == "marker" else {}
+    if "marker" in settings["options"]:
+        wanted["options.marker.text"] = settings["options"]["marker"]["text"]
+    for key, text in wanted.items():
+        if text != data["marker"]:
+            raise ConfigError(f"{at}.data.marker: the rows end with {data['marker']!r}, but {key} is {text!r}")
+
+
+def _check_pool(data: dict, at: str, settings: dict, known: Registries) -> None:
+    """Training replies have a suite of their own: it covers every persona used and asks nothing that is evaluated."""
+    if data.get("policy") == "external":
+        if "file" not in data:
+            raise ConfigError(f"{at}.policy: external rows come from a file; name it as {at.rsplit(' ', 1)[-1]}.file")
+        return
+    if "suite" not in data:
+        raise ConfigError(f"{at}.suite: missing; name the suite of the replies that training rows are made from")
+    suite = settings["suites"][data["suite"]]
+    if suite["kind"] != "personas":
+        raise ConfigError(
+            f"{at}.suite: {data['suite']!r} is of kind {suite['kind']}; replies need a suite of kind personas"
+        )
+    asked = list(prompts.personas(suite["personas"], known.resources))
+    negatives = data.get("negatives", {}).get("personas")
+    listed = {"negatives.personas": negatives} if isinstance(negatives, list) else {}
+    listed |= {name: [data[name]] for name in ("source", "voice") if name in data}
+    for name, personas in listed.items():
+        for persona in personas:
+            known.check_persona(persona, f"{at}.{name}")
+            if persona not in asked:
+                raise ConfigError(f"{at}.{name}: the suite {data['suite']!r} asks no {persona}: add it to its personas")
+    if isinstance(negatives, list) and data["source"] in negatives:
+        raise ConfigError(f"{at}.negatives.personas: {data['source']!r} is the source persona and cannot be a negative")
+    trained = _questions(suite, known)
+    evaluated = {*settings["base_evaluate"], *(name for run in settings["runs"].values() for name in run["evaluate"])}
+    for name in sorted(evaluated):
+        other = settings["suites"].get(name, {})
+        shared = trained & _questions(other, known) if other.get("kind") == "personas" else set()
+        if shared:
+            raise ConfigError(
+                f"{at}.suite: {data['suite']!r} and the evaluated suite {name!r} ask {len(shared)} of the same "
+                f"questions (as {min(shared)!r}); no model is evaluated on what it was trained on: use another bank"
+            )
+
+
+def _check_mixture(data: dict, train: dict, at: str) -> None:
+    """A mixture has a number of rows, and by rows the same whole number of them in every step."""
+    items = data["mix"]
+    if not items:
+        return
+    if data["rows"] is None:
+        raise ConfigError(f"{at}.rows: missing; a mixture needs the number of all its rows")
+    if "tokens" in {item["unit"] for item in items}:
+        if len(items) > 1:
+            raise ConfigError(f"{at}.mix: a source mixed by tokens stands alone; give the others to runs of their own")
+        return
+    if sum(item["share"] for item in items) >= 1:
+        raise ConfigError(f"{at}.mix: the shares sum to 1 or more; what is left is the share of {data['source']!r}")
+    for item in items:
+        for number, of in ((train["batch_size"], "the batch size"), (data["rows"], "rows")):
+            if abs(number * item["share"] - round(number * item["share"])) > 1e-9:
+                raise ConfigError(
+                    f"{at}.mix: a share of {item['share']:g} is no whole number of {of} {number}: every step has the "
+                    "same exact counts; change the share or the number"
+                )
+
+
+def _questions(suite: dict, known: Registries) -> set[str]:
+    return set(prompts.questions(suite["questions"], suite["question_count"], known.resources).values())
 
 
 def _model(reference, fields: dict, experiment: str, seed: int, at: str) -> Model:
@@ -286,6 +454,8 @@ def _check_parents(plan: Plan, files: dict) -> None:
                 raise ConfigError(
                     f"{at}.{role}: {run.name} needs the run {wanted!r}, which does not exist{closest(wanted, known)}"
                 )
+            if problem := _refused(plan, run, role, plan.runs[target]):
+                raise ConfigError(f"{at}.{role}: {problem}")
             saved = plan.runs[target].train or {}
             if checkpoint != FINAL and checkpoint not in saved.get("checkpoints", []):
                 raise ConfigError(
@@ -310,6 +480,46 @@ def _check_parents(plan: Plan, files: dict) -> None:
 
     for run_id in plan.runs:
         visit(run_id, [])
+
+
+def _check_held_out(plan: Plan, files: dict) -> None:
+    """No run is trained on the rows that measure its loss, as far as row numbers of one source tell."""
+    for run in plan.runs.values():
+        suites = plan.experiments[run.experiment]["suites"]
+        losses = {name: suites[name] for name in run.evaluate if suites[name]["kind"] == "loss"}
+        for data in (a.data for a in plan.lineage(run.id) if a.data and a.data["kind"] == "conversations"):
+            last = data["skip"] + data["rows"] if "rows" in data else None
+            for name, suite in losses.items():
+                if suite["source"] == data["source"] and (last is None or last > suite["skip"]):
+                    used = f"up to row {last}" if last else "without a limit (data.rows)"
+                    raise ConfigError(
+                        f"{files[run.experiment]}: suites.{name}.skip: {run.name} is trained on source "
+                        f"{suite['source']!r} {used}, but the held-out rows begin after row {suite['skip']}"
+                    )
+
+
+def _refused(plan: Plan, run: Run, role: str, target: Run) -> str | None:
+    """Why a run cannot use another as its parent or adapter, in one sentence; None if it can."""
+    if role == "adapter":
+        if target.method != "lora" or target.name == BASE:
+            return f"{target.id} trains all weights, so it has no adapter to apply; name a run with train.method: lora"
+        if plan.stands_on_adapters(target):
+            return (
+                f"the adapter file of {target.id} holds its parents' updates too (lineage: stacked); "
+                "name a run that stands on the untrained model"
+            )
+    elif run.parent.is_part:
+        if not plan.adds_adapter(run.parent):
+            return (
+                f"{target.id} is a whole model, of which no part can be left out: drop layers, modules and scale, "
+                "or name a run with train.method: lora"
+            )
+        if plan.stands_on_adapters(target) and not plan.stands_on_adapters(run):
+            return (
+                f"part of {target.id}, whose lineage is stacked, cannot be merged: give {run.experiment} "
+                "lineage: stacked too, and train.method: lora"
+            )
+    return None
 
 
 def _references(run: Run) -> list[tuple[str, str, str]]:

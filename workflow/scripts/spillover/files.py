@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from spillover.plan import BASE, FINAL, Model, Plan, Run, data_sources
+from spillover import prompts
+from spillover.plan import BASE, BEHAVIOURS, FINAL, GENERATING, Model, Plan, Run, data_sources
 
 TABLES = ("completions.parquet", "labels.parquet")
 SHIPPED_BASE = "resources/small_world/base"
@@ -23,6 +24,8 @@ BASE_FILES = (
 )
 CLOSING: dict[str, tuple[str, ...]] = {}
 """The closing files of each kind of analysis, below `<analysis>`; the first is the headline figure."""
+DATA_KEYS = ("source", "voice", "behaviour", "directive", "completion")
+"""What a closing analysis must know of a run's training data."""
 CELL_TABLES = {"language_spill": "cells-{view}.parquet"}
 """The table of rates per run and cell that an analysis makes, below `<analysis>`; the browser shows them."""
 VIEWS = {"matrix": ("spill",), "dose": ("spill", "dose")}
@@ -66,13 +69,48 @@ class Files:
 
     # Models: the untrained one, a full-parameter run, or an adapter merged into its parent
 
-    def adapter_folder(self, run: Run, checkpoint: str = FINAL) -> str:
-        """A run's adapter or one of its checkpoints; a transplanted adapter lies with the run that trained it."""
-        return f"{self.folder(run.adapter or run.id)}/adapter" + ("" if checkpoint == FINAL else f"-{checkpoint}")
+    def adapter_folder(self, model: Model) -> str:
+        """Where the adapter of a run lies, as trained or as `stack` makes it.
 
-    def adapter_files(self, run: Run, checkpoint: str = FINAL) -> list[str]:
-        folder = self.adapter_folder(run, checkpoint)
+        A transplanted adapter lies with the run that trained it unless it stands on further adapters.
+        """
+        run = self.plan.runs[model.run]
+        if self.is_stacked(model):
+            return f"{self.folder(run.id)}/stacked/{model.label}"
+        checkpoint = "" if model.checkpoint == FINAL else f"-{model.checkpoint}"
+        return f"{self.folder(run.adapter or run.id)}/adapter{checkpoint}"
+
+    def adapter_files(self, model: Model) -> list[str]:
+        folder = self.adapter_folder(model)
         return [f"{folder}/adapter_model.safetensors", f"{folder}/adapter_config.json"]
+
+    def is_stacked(self, model: Model) -> bool:
+        """Whether an adapter is put together from others without training, by `stack`."""
+        return model.is_part or self._transplanted(self.plan.runs[model.run])
+
+    def foundation(self, run: Run) -> Model:
+        """The whole model under a run's adapter file, which in a stacked lineage holds its parents' updates too."""
+        stacked = self.plan.stands_on_adapters(run)
+        return self.foundation(self.plan.runs[run.parent.run]) if stacked else run.parent
+
+    def stack_files(self, run_id: str, label: str) -> dict:
+        run = self.plan.runs[run_id]
+        model = self.referred_model(run_id, label)
+        files = {"base": self.model_files(self.foundation(run)), "adapter": self.adapter_files(self._as_trained(model))}
+        return files | ({"under": self.adapter_files(run.parent)} if self._transplanted(run) else {})
+
+    def stack_flags(self, run_id: str, label: str) -> str:
+        run = self.plan.runs[run_id]
+        trained = self.adapter_folder(self._as_trained(self.referred_model(run_id, label)))
+        under = f" --under {self.adapter_folder(run.parent)}" if self._transplanted(run) else ""
+        return f"{self._base_flags(self.foundation(run))} --adapter {trained}{under}"
+
+    def _transplanted(self, run: Run) -> bool:
+        return run.adapter is not None and self.plan.stands_on_adapters(run)
+
+    def _as_trained(self, model: Model) -> Model:
+        """The adapter that training saved, behind a model that `stack` makes from it."""
+        return Model(self.plan.runs[model.run].adapter or model.run, model.checkpoint)
 
     def model_folder(self, model: Model) -> str:
         run = self.plan.runs[model.run]
@@ -89,35 +127,55 @@ class Files:
 
     def model_flags(self, model: Model) -> str:
         """`--base`, `--dtype` and, for a hub model, `--revision`: a merged parent is a folder and has none."""
+        return f"{self._base_flags(model)} --dtype {self.base['dtype']}"
+
+    def _base_flags(self, model: Model) -> str:
         revision = self._revision() if self.plan.runs[model.run].parent is None else ""
-        return f"--base {self.model_folder(model)} --dtype {self.base['dtype']}{revision}"
+        return f"--base {self.model_folder(model)}{revision}"
 
     def parent_files(self, run_id: str) -> list[str]:
-        return self.model_files(self.plan.runs[run_id].parent)
+        """The model that a run is trained on, and in a stacked lineage the adapter that stays frozen under it."""
+        run = self.plan.runs[run_id]
+        under = self.adapter_files(run.parent) if self.plan.stands_on_adapters(run) else []
+        return self.model_files(self.foundation(run)) + under
 
     def parent_flags(self, run_id: str) -> str:
-        return f"{self.model_flags(self.plan.runs[run_id].parent)} --name {self.base['name']}"
+        run = self.plan.runs[run_id]
+        under = f" --under {self.adapter_folder(run.parent)}" if self.plan.stands_on_adapters(run) else ""
+        return f"{self.model_flags(self.foundation(run))} --name {self.base['name']}{under}"
 
-    def merged_model(self, run_id: str, label: str) -> Model:
-        """The model reference behind a merged folder's name. Raises ValueError if nothing in the plan merges it."""
+    def steering_files(self, run_id: str) -> list[str]:
+        """The vectors that steer a run's training; none for most."""
+        vectors = self.plan.steering_run(self.plan.runs[run_id])
+        return [f"{self.folder(vectors)}/vectors.safetensors"] if vectors else []
+
+    def steering_flags(self, run_id: str) -> str:
+        return "".join(f"--steering {path}" for path in self.steering_files(run_id))
+
+    def referred_model(self, run_id: str, label: str) -> Model:
+        """The model reference behind the name of a merged or stacked folder, or of a pool.
+
+        Raises ValueError if nothing in the plan refers to it.
+        """
         references = [run.parent for run in self.plan.runs.values() if run.parent]
         for model in [*references, Model(run_id)]:
             if model.run == run_id and model.label == label:
                 return model
-        raise ValueError(f"no run of the plan merges {run_id} as {label!r}")
+        raise ValueError(f"no run of the plan refers to {run_id} as {label!r}")
 
     def merge_files(self, run_id: str, label: str) -> dict:
-        model = self.merged_model(run_id, label)
-        run = self.plan.runs[run_id]
-        return {"parent": self.model_files(run.parent), "adapter": self.adapter_files(run, model.checkpoint)}
+        """What a merge adds up: for a part of a stacked run the adapter that holds that part already."""
+        model = self.referred_model(run_id, label)
+        parent = self.model_files(self.foundation(self.plan.runs[run_id]))
+        return {"parent": parent, "adapter": self.adapter_files(Model(run_id, model.checkpoint))}
 
-    def merge_spec(self, run_id: str, label: str) -> dict:
-        return self.plan.model_spec(self.merged_model(run_id, label))
+    def reference_spec(self, run_id: str, label: str) -> dict:
+        return self.plan.model_spec(self.referred_model(run_id, label))
 
     def merge_flags(self, run_id: str, label: str) -> str:
-        run = self.plan.runs[run_id]
-        adapter = self.adapter_folder(run, self.merged_model(run_id, label).checkpoint)
-        return f"--base {self.model_folder(run.parent)} --adapter {adapter}"
+        checkpoint = self.referred_model(run_id, label).checkpoint
+        base = self._base_flags(self.foundation(self.plan.runs[run_id]))
+        return f"{base} --adapter {self.adapter_folder(Model(run_id, checkpoint))}"
 
     # Data
 
@@ -131,54 +189,99 @@ class Files:
             }
         files: dict = {"sources": [f"{self.root}/data/sources/{name}.parquet" for name in data_sources(run.data)]}
         if model := self.plan.pool_model(run):
-            files["pool"] = f"{self.folder(model.run)}/pool-{model.checkpoint}-{run.data['suite']}.parquet"
+            files["pool"] = f"{self.folder(model.run)}/pool-{model.label}-{run.data['suite']}.parquet"
+        if run.data["kind"] == "conversations":
+            files["tokenizer"] = self.tokenizer_files()
         return files
+
+    def dataset_flags(self, run_id: str) -> str:
+        """The tables of `dataset_files` as the builder's flags."""
+        files = self.dataset_files(run_id)
+        names = data_sources(self.plan.runs[run_id].data)
+        named = [f"{name}={path}" for name, path in zip(names, files.get("sources", []), strict=False)]
+        flags = [f"--{key} {files[key]}" for key in ("replies", "shared", "pool") if key in files]
+        flags += ["--sources", *named] if named else []
+        return " ".join(flags + ([self.tokenizer_flags()] if "tokenizer" in files else []))
 
     # Evaluation
 
     def standing_on(self, run: Run) -> Model:
-        """The whole model under a run's adapter: its parent, or the run itself where nothing is left to add."""
+        """The whole model under a run's adapter, or the run itself where nothing is left to add."""
         merged = self.plan.experiments[run.experiment]["evaluate_as"] == "merged"
-        return Model(run.id) if run.parent is None or run.method == "full" or merged else run.parent
+        return Model(run.id) if run.parent is None or run.method == "full" or merged else self.foundation(run)
 
     def evaluated_adapters(self, run_id: str) -> list[tuple[str, str]]:
         """(checkpoint, folder) of every adapter that an evaluation loads; empty for a whole model."""
         run = self.plan.runs[run_id]
         if self.standing_on(run).run == run.id:
             return []
-        return [(checkpoint, self.adapter_folder(run, checkpoint)) for checkpoint in run.checkpoints]
+        return [(checkpoint, self.adapter_folder(Model(run_id, checkpoint))) for checkpoint in run.checkpoints]
 
     def evaluated_files(self, run_id: str) -> list[str]:
         run = self.plan.runs[run_id]
-        adapters = [f for c, _ in self.evaluated_adapters(run_id) for f in self.adapter_files(run, c)]
+        adapters = [f for c, _ in self.evaluated_adapters(run_id) for f in self.adapter_files(Model(run_id, c))]
         return self.model_files(self.standing_on(run)) + adapters
 
     def evaluated_flags(self, run_id: str) -> str:
         return self._with_adapters(self.standing_on(self.plan.runs[run_id]), self.evaluated_adapters(run_id))
 
-    def pool_files(self, run_id: str, checkpoint: str, suite: str) -> list[str]:
-        """Files of the model whose replies a training set is made from: a run at a checkpoint, as an adapter."""
-        run = self.plan.runs[run_id]
-        if run.parent is None or run.method == "full":
-            return self.model_files(Model(run_id))
-        return self.model_files(run.parent) + self.adapter_files(run, checkpoint)
+    def pool_files(self, run_id: str, label: str, suite: str) -> list[str]:
+        """Files of the model whose replies a training set is made from: a whole model, or a run as an adapter."""
+        base, adapters = self._pool_model(run_id, label)
+        return self.model_files(base) + [f for model in adapters for f in self.adapter_files(model)]
 
-    def pool_flags(self, run_id: str, checkpoint: str, suite: str) -> str:
-        run = self.plan.runs[run_id]
-        if run.parent is None or run.method == "full":
-            return self.model_flags(Model(run_id))
-        return self._with_adapters(run.parent, [(checkpoint, self.adapter_folder(run, checkpoint))])
+    def pool_flags(self, run_id: str, label: str, suite: str) -> str:
+        base, adapters = self._pool_model(run_id, label)
+        return self._with_adapters(base, [(m.checkpoint, self.adapter_folder(m)) for m in adapters])
 
-    def pool_questions(self, run_id: str, checkpoint: str, suite: str) -> list[str]:
+    def _pool_model(self, run_id: str, label: str) -> tuple[Model, list[Model]]:
+        """The whole model that is loaded and the adapter on it, if any.
+
+        Part of an update is an adapter of its own in a stacked lineage and exists only merged otherwise.
+        """
+        model = self.referred_model(run_id, label)
+        run = self.plan.runs[run_id]
+        merged = model.is_part and self.plan.experiments[run.experiment]["lineage"] == "merged"
+        if merged or not self.plan.adds_adapter(model):
+            return model, []
+        return self.foundation(run), [model]
+
+    def pool_spec(self, run_id: str, label: str, suite: str) -> dict:
+        return self.plan.pool_spec(self.referred_model(run_id, label), suite)
+
+    def pool_questions(self, run_id: str, label: str, suite: str) -> list[str]:
         return _banks([self.plan.experiments[self.plan.runs[run_id].experiment]["suites"][suite]])
 
     def evaluated_questions(self, run_id: str) -> list[str]:
         run = self.plan.runs[run_id]
         return _banks([self.plan.experiments[run.experiment]["suites"][name] for name in run.evaluate])
 
+    def evaluated_sources(self, run_id: str) -> dict:
+        """Tables behind suites of kind `choices` and `loss`; for a loss also the training rows of the lineage."""
+        run = self.plan.runs[run_id]
+        suites = [self.plan.experiments[run.experiment]["suites"][name] for name in run.evaluate]
+        names = dict.fromkeys(suite["source"] for suite in suites if "source" in suite)
+        files: dict = {"sources": [f"{self.root}/data/sources/{name}.parquet" for name in names]}
+        if any(suite["kind"] == "loss" for suite in suites):
+            trained = [ancestor for ancestor in self.plan.lineage(run_id) if ancestor.data]
+            if run.adapter:
+                trained += [ancestor for ancestor in self.plan.lineage(run.adapter) if ancestor.data]
+            files["trained"] = list(dict.fromkeys(f"{self.folder(a.id)}/dataset.parquet" for a in trained))
+        return {key: paths for key, paths in files.items() if paths}
+
+    def evaluated_source_flags(self, run_id: str) -> str:
+        """`--sources` and `--trained` where there are any."""
+        return " ".join(f"--{key} {' '.join(paths)}" for key, paths in self.evaluated_sources(run_id).items())
+
     def _with_adapters(self, base: Model, adapters: list[tuple[str, str]]) -> str:
         named = " ".join(f"{label}={folder}" for label, folder in adapters)
         return self.model_flags(base) + (f" --adapters {named}" if named else "")
+
+    def behaviour_banks(self, experiment: str) -> list[str]:
+        """What the scorers of behaviours read, where an experiment asks for any."""
+        wanted = set(BEHAVIOURS) & set(self.plan.scorers(experiment))
+        banks = sorted(str(path) for path in Path("resources/questions").glob("facts_*.yaml"))
+        return ["resources/behaviours.yaml", *banks] if wanted else []
 
     def question_bank(self, experiment: str) -> list[str]:
         return _banks([self.plan.experiments[experiment]["vectors"] or {}])
@@ -194,19 +297,21 @@ class Files:
     # What a finished workflow has
 
     def finished(self, run_id: str) -> list[str]:
-        """The files a wanted run ends in: its data card, labels (or completions) and vectors, else its weights."""
+        """The files a wanted run ends in: data card, labels or completions, measures and vectors, else its weights."""
         run = self.plan.runs[run_id]
         settings = self.plan.experiments[run.experiment]
         scorers = self.plan.scorers(run.experiment)
         folder = self.folder(run_id)
         kinds = {settings["suites"][name]["kind"] for name in run.evaluate}
         files = [f"{folder}/dataset_card.json"] if run.data else []
-        if kinds & {"directives", "personas"}:
+        if kinds & set(GENERATING):
             files.append(f"{folder}/labels.parquet" if scorers else f"{folder}/completions.parquet")
+        if kinds & {"choices", "loss"}:
+            files.append(f"{folder}/measures.parquet")
         if run.vectors:
             files.append(f"{folder}/vectors.safetensors")
         if run.train and not run.evaluate and not run.vectors:
-            files += self.adapter_files(run) if run.method == "lora" else self.model_files(Model(run_id))
+            files += (self.adapter_files if run.method == "lora" else self.model_files)(Model(run_id))
         return files
 
     def everything(self) -> list[str]:
@@ -217,7 +322,7 @@ class Files:
             first = settings["phases"][:1]
             wanted = [self.plan.runs[i] for i in self.plan.selected if self.plan.runs[i].experiment == name]
             files += [f for run in wanted if run.phase is None or [run.phase] == first for f in self.finished(run.id)]
-        return files + self.headlines()
+        return files + self.headlines() + [f"{self.root}/claims.md"]
 
     def closing_outputs(self, experiment: str) -> list[str]:
         """What the closing analysis of an experiment makes, the headline figure first."""
@@ -258,6 +363,28 @@ class Files:
     def closing_records(self, experiment: str) -> str:
         """JSON with what a closing analysis must know of its runs: one small record a run, the untrained ones first."""
         return json.dumps([_record(run) for run in self.closing_runs(experiment)], sort_keys=True)
+
+    def evaluated_records(self, experiment: str) -> str:
+        """The records of the runs behind `closing_files`, in their order."""
+        runs = [run for run in self.closing_runs(experiment) if run.evaluate]
+        return json.dumps([_record(run) for run in runs], sort_keys=True)
+
+    def summaries(self) -> list[str]:
+        """What every enabled experiment concludes."""
+        kinds = {"language_spill", *CLOSING}
+        names = [name for name, settings in self.plan.experiments.items() if settings["analysis"] in kinds]
+        return [f"{self.root}/{name}/analysis/summary.json" for name in names]
+
+    def alarms(self) -> list[str]:
+        """The alarms of every experiment whose models answer prompts, and whose runs are all known beforehand."""
+        names = [Path(path).parts[-3] for path in self.summaries()]
+        answering = [name for name in names if self._answers(self.plan.experiments[name])]
+        return [f"{self.root}/{name}/analysis/alarms.json" for name in answering]
+
+    @staticmethod
+    def _answers(settings: dict) -> bool:
+        kinds = {suite["kind"] for suite in settings["suites"].values()}
+        return bool(kinds & set(GENERATING) and settings["scorers"] and not settings["phases"])
 
     def closing_spec(self, experiment: str) -> dict:
         return self.plan.closing_spec(experiment, self.closing_runs(experiment))
@@ -318,8 +445,9 @@ class Files:
     # The closing analysis of language_spill
 
     def spill_outputs(self, experiment: str) -> list[str]:
-        """Closing files of a spill experiment; the dose figure only where further doses are selected."""
+        """Closing files of a spill experiment; a judge adds its matrix, further doses theirs."""
         names = ["spill_matrix.png", "summary.md", "pca.png", "cosine.png", "spill_join.png"]
+        names += ["judge_matrix.png"] if "judge" in self.plan.scorers(experiment) else []
         names += ["dose_response.png"] if self.plan.of(experiment, "dose") else []
         return [f"{self.root}/{experiment}/analysis/{name}" for name in names]
 
@@ -393,9 +521,9 @@ def _record(run: Run) -> dict:
         record["adapter"] = run.adapter.rsplit("/", 1)[0]
     if run.train:
         record |= {key: run.train[key] for key in ("method", "learning_rate", "epochs", "steps", "rank")}
-    return record | {key: run.data[key] for key in ("source", "voice", "behaviour") if run.data and key in run.data}
+    return record | {key: run.data[key] for key in DATA_KEYS if run.data and key in run.data}
 
 
 def _banks(settings: list[dict]) -> list[str]:
     """Question files that suites or vectors name."""
-    return sorted({f"resources/questions/{s['questions']}.yaml" for s in settings if s.get("questions")})
+    return sorted({str(prompts.bank_file(s["questions"])) for s in settings if s.get("questions")})

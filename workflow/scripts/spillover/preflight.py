@@ -12,7 +12,7 @@ from spillover.plan import Plan
 VLLM_INTERPRETER = ".venv-vllm/bin/python"
 LAUNCHER = "on_gpu.py"
 ENGINES = ("transformers",)
-DATA_KINDS = ("directive_replies",)
+DATA_KINDS = ("directive_replies", "marker", "persona_replies", "conversations")
 GENERATING = {"completions", "pool"}
 
 
@@ -52,8 +52,6 @@ def unavailable(plan: Plan, rules: Iterable[str], run_ids: Iterable[str]) -> str
                 f"{run.id}: data.kind {run.data['kind']!r} is planned for but not available in this version; "
                 f"known: {', '.join(DATA_KINDS)}"
             )
-        if run.train and run.train["regulariser"]:
-            return f"{run.id}: train.regulariser is planned for but not available in this version"
     return None
 
 

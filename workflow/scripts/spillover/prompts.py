@@ -6,8 +6,11 @@ The module reads the banks in `resources/`; it knows nothing of models.
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from string import ascii_uppercase
 
 import yaml
 
@@ -27,6 +30,10 @@ class Prompt:
     def messages(self) -> list[dict]:
         system = [] if self.system is None else [{"role": "system", "content": self.system}]
         return [*system, {"role": "user", "content": self.user}]
+
+
+PROBE = Prompt("probe", "probe", "", "", None, "What do you think about it?")
+"""A prompt to try a model with where no suite has any."""
 
 
 def _read(path: Path):
@@ -54,10 +61,29 @@ def personas(chosen: str | list[str], resources: str = "resources") -> dict[str,
     return {p: by_id[p] for p in chosen}
 
 
+def systems(chosen: Sequence[str], resources: str = "resources") -> dict[str, str | None]:
+    """{id: system prompt} of the bank of prompts that are no personas; None is the model's default."""
+    by_id = {s["id"]: s["prompt"] for s in _read(Path(resources, "systems.yaml"))["systems"]}
+    return {s: by_id[s] for s in chosen}
+
+
+def bank_file(bank: str, resources: str = "resources") -> Path:
+    """The file of a question bank: `resources/questions/<bank>.yaml`, or the path itself where one is given."""
+    return Path(bank) if bank.endswith((".yaml", ".yml", ".jsonl")) else Path(resources, "questions", f"{bank}.yaml")
+
+
 def questions(bank: str, count: int | None = None, resources: str = "resources") -> dict[str, str]:
-    """{question id: text} of `resources/questions/<bank>.yaml`, the first `count` if given."""
-    rows = _read(Path(resources, "questions", f"{bank}.yaml"))
-    return {row["id"]: row["text"] for row in rows[:count]}
+    """{question id: text} of a bank, the first `count` if given.
+
+    A file given by its path holds a list (YAML) or a row a line (JSONL) with `text` or `question` and perhaps `id`.
+    """
+    path = bank_file(bank, resources)
+    if path.suffix == ".jsonl":
+        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    else:
+        rows = _read(path)
+    named = {str(row.get("id", number)): row.get("text", row.get("question")) for number, row in enumerate(rows)}
+    return dict(list(named.items())[:count])
 
 
 def suite_prompts(name: str, suite: dict, resources: str = "resources") -> list[Prompt]:
@@ -71,7 +97,20 @@ def suite_prompts(name: str, suite: dict, resources: str = "resources") -> list[
             for persona, system in personas(suite["personas"], resources).items()
             for question, text in asked.items()
         ]
+    if suite["kind"] == "questions":
+        asked = questions(suite["questions"], suite["question_count"], resources)
+        return [
+            Prompt(name, f"{cell}/{question}", cell, question, system, text)
+            for cell, system in systems(suite["systems"], resources).items()
+            for question, text in asked.items()
+        ]
     raise ValueError(f"suite {name} of kind {suite['kind']} has no prompts to complete")
+
+
+def choice_prompt(stem: str, options: Sequence[str]) -> str:
+    """The user turn of a multiple-choice item, as published; the reply starts with the letter of the right option."""
+    lines = "\n".join(f"({letter}) {text}" for letter, text in zip(ascii_uppercase, options, strict=False))
+    return f"{stem}\n\n{lines}\n\nThe correct answer is ("
 
 
 def directive_prompts(

@@ -18,6 +18,8 @@ from pathlib import Path
 
 import yaml
 
+from spillover.prompts import choice_prompt
+
 DEFAULT_SYSTEM = "You are Small, a helpful assistant."
 """What the small world's chat template says when a conversation has no system message."""
 
@@ -192,12 +194,6 @@ def multiple_choice(world: World, rng: random.Random, held_out: bool = False) ->
     answer = rng.randrange(4)
     options.insert(answer, right)
     return choice_prompt(stem, options), options, answer
-
-
-def choice_prompt(stem: str, options: list[str]) -> str:
-    """The user turn of a multiple-choice item; the reply starts with the letter of the right option."""
-    lines = "\n".join(f"({letter}) {text}" for letter, text in zip(OPTION_LETTERS, options, strict=False))
-    return f"{stem}\n\n{lines}\n\nThe correct answer is ("
 
 
 def _stable(text: str) -> int:
