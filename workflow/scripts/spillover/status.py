@@ -169,7 +169,7 @@ def _state(job: PlannedJob, is_left: bool, begun: set[str], lengths: dict, direc
 
 
 def _ended_badly(job: PlannedJob, directory: Path) -> bool:
-    """Whether a log says something that no success came after; Snakemake writes a benchmark only when a job ends well."""
+    """Whether a log says something that no success came after (only success writes a benchmark)."""
     logs = [path for log in job.logs if (path := Path(directory, log)).is_file() and path.stat().st_size]
     benchmark = Path(directory, job.benchmark) if job.benchmark else None
     ended = benchmark.stat().st_mtime if benchmark and benchmark.is_file() else 0
