@@ -30,7 +30,9 @@ CLOSING: dict[str, tuple[str, ...]] = {}
 """The closing files of each kind of analysis, below `<analysis>`; the first is the headline figure."""
 DATA_KEYS = ("source", "voice", "behaviour", "directive", "completion")
 """What a closing analysis must know of a run's training data."""
-CELL_TABLES = {"language_spill": "cells-{view}.parquet"}
+CELL_TABLES = {"language_spill": "cells-{view}.parquet"} | dict.fromkeys(
+    ("marker_sweep", "convergence", "coupling"), "rates.parquet"
+)
 """The table of rates per run and cell that an analysis makes, below `<analysis>`; the browser shows them."""
 VIEWS = {"matrix": ("spill",), "dose": ("spill", "dose")}
 """The closing views of a spill experiment and the groups of runs each reads: the headline, and every dose."""
@@ -422,10 +424,11 @@ class Files:
     # The report and the completions browser
 
     def read_runs(self, experiment: str) -> list[Run]:
-        """The runs of an experiment whose replies can be read: those asked directives or as personas."""
-        suites = self.plan.experiments[experiment]["suites"]
-        asked = {name for name, suite in suites.items() if suite["kind"] in ("directives", "personas")}
-        return [run for run in self.closing_runs(experiment) if asked & set(run.evaluate)]
+        """The runs of an experiment that answer prompts; of a phased search those that are known beforehand."""
+        settings = self.plan.experiments[experiment]
+        asked = {name for name, suite in settings["suites"].items() if suite["kind"] in GENERATING}
+        phases = (None, *settings["phases"][:1])
+        return [run for run in self.closing_runs(experiment) if asked & set(run.evaluate) and run.phase in phases]
 
     def read_files(self, experiment: str, file: str) -> list[str]:
         """One file of each of them; no labels where nobody scores."""
@@ -449,7 +452,8 @@ class Files:
         """Everything that the report shows or links."""
         experiments = self.plan.experiments
         tables = [f for name in experiments for kind in TABLES for f in self.read_files(name, kind)]
-        return [f for name in experiments for f in self.closing_outputs(name)] + self.browsers() + tables
+        outputs = [f for name in experiments for f in self.closing_outputs(name)]
+        return [*outputs, *self.browsers(), *tables]
 
     def report_sections(self) -> str:
         """JSON with what the report must know of each experiment: where its figures, summary and tables lie."""
