@@ -34,10 +34,23 @@ BROWSER_PAGES = sorted(str(p) for folder in ("browser", "vendor") for p in Path(
 REPORT_PAGES = sorted(str(p) for pattern in ("page/*", "*.rst") for p in Path("workflow/report").glob(pattern))
 
 
+def closing(analysis):
+    """The folder of one kind of closing analysis, matching only its experiments: file names recur in the others.
+
+    For outputs, logs and benchmarks. Snakemake applies wildcard constraints before it fills path variables in, so the
+    constraint has to be written into the path itself.
+    """
+    names = "|".join(n for n, settings in PLAN.experiments.items() if settings["analysis"] == analysis)
+    return f"{FILES.root}/{{experiment,{names or 'none'}}}/analysis"
+
+
 pathvars:
     root=FILES.root,
     run=f"{FILES.root}/{{experiment}}/{{name}}/seed{{seed}}",
     analysis=f"{FILES.root}/{{experiment}}/analysis",
+    language_spill=closing("language_spill"),
+    marker_sweep=closing("marker_sweep"),
+    convergence=closing("convergence"),
 
 
 wildcard_constraints:

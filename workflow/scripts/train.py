@@ -34,6 +34,7 @@ from spillover import (
     regularisers,
     resume,
     sharding,
+    steering,
     training,
 )
 from spillover.statistics import stable_seed
@@ -47,6 +48,7 @@ TRAINING_CODE = (
     packed_attention,
     losses,
     regularisers,
+    steering,
     optimizer,
     training,
 )
@@ -60,8 +62,8 @@ def main(argv: list[str] | None = None) -> None:
     full = settings["method"] == "full"
     if full and (settings["checkpoints"] or settings["layers"]):
         raise SystemExit("train.method: full trains all weights to the end: drop train.checkpoints and train.layers")
-    steering = (settings["regulariser"] or {}).get("kind") == "steering"
-    if steering != bool(args.steering):
+    steered = (settings["regulariser"] or {}).get("kind") == "steering"
+    if steered != bool(args.steering):
         raise SystemExit("--steering goes with train.regulariser: {kind: steering}, and with nothing else")
     if bool(args.model) != full or bool(args.adapter and args.checkpoints) == full:
         raise SystemExit("--model goes with train.method: full, --adapter and --checkpoints with lora")
@@ -77,7 +79,7 @@ def main(argv: list[str] | None = None) -> None:
         sharding.shard(model, processes)
     else:
         model = training.add_adapter(model, settings, factor_seed(spec), args.name, args.revision, args.under)
-    shift, shifted = regularisers.steering_shift(args.steering, settings["regulariser"]) if steering else (None, {})
+    shift, shifted = steering.shift(args.steering, settings["regulariser"]) if steered else (None, {})
     how = {
         "steering": shifted,
         "dtype": args.dtype,
@@ -133,12 +135,12 @@ def main(argv: list[str] | None = None) -> None:
             args.manifest,
             stage="train",
             spec=spec,
-            inputs=[args.dataset, *([args.steering] if steering else [])],
+            inputs=[args.dataset, *([args.steering] if steered else [])],
             seconds=clock.seconds,
             outputs=[*(str(folder / file) for file in written), *([] if full else [args.checkpoints])],
             extra={
                 **totals,
-                **({"steering": shifted} if steering else {}),
+                **({"steering": shifted} if steered else {}),
                 "batching": args.batching,
                 "processes": processes.count,
                 "gpu_seconds": totals["seconds"] * processes.count if totals["device"] == "cuda" else 0.0,

@@ -294,6 +294,9 @@ def _run(name, group, template, fields, seed, settings, path, config, known) -> 
         adapter = _fill(template["adapter"], fields, f"{at}.adapter")
         other = adapter if "/" in adapter else f"{name}/{adapter}"
         return Run(name, run_name, seed, group, parent, adapter=f"{other}/seed{seed}", **common)
+    if template["steer"]:
+        steer = _steer(template, fields, path, f"runs.{group}", settings, known)
+        return Run(name, run_name, seed, group, parent, steer=steer, **common)
     # A group that names another kind of data starts afresh: the defaults' keys would not fit it.
     default = settings["data"]
     own_kind = template["data"].get("kind", default.get("kind"))
@@ -318,16 +321,36 @@ def _run(name, group, template, fields, seed, settings, path, config, known) -> 
 def _regulariser(raw: dict, path: str, key: str, settings: dict) -> dict:
     regulariser = validated(raw, "experiment", path, f"regulariser_{raw['kind']}", key)
     if regulariser["kind"] == "steering":
-        extracted = settings["vectors"]
-        if not extracted or not extracted["base"]:
-            raise ConfigError(f"{path}: {key}: steering takes a vector of the untrained model: set vectors, with base")
-        for name, plural in (("layer", "layers"), ("method", "methods")):
-            if regulariser[name] not in extracted[plural]:
-                raise ConfigError(
-                    f"{path}: {key}.{name}: {regulariser[name]!r} is not extracted; add it to vectors.{plural}"
-                    f" (now {json.dumps(extracted[plural])})"
-                )
+        _check_steering(regulariser, f"{path}: {key}", settings)
     return regulariser
+
+
+def _check_steering(steering: dict, at: str, settings: dict) -> None:
+    """The vector that steers, in training or at generation, is one that the untrained model's extraction makes."""
+    extracted = settings["vectors"]
+    if not extracted or not extracted["base"]:
+        raise ConfigError(f"{at}: steering takes a vector of the untrained model: set vectors, with base")
+    for name, plural in (("layer", "layers"), ("method", "methods")):
+        if steering[name] not in extracted[plural]:
+            raise ConfigError(
+                f"{at}.{name}: {steering[name]!r} is not extracted; add it to vectors.{plural}"
+                f" (now {json.dumps(extracted[plural])})"
+            )
+
+
+def _steer(template: dict, fields: dict, path: str, key: str, settings: dict, known: Registries) -> dict:
+    """How a run without training steers its parent's model while that is evaluated."""
+    if template["data"] or template["train"]:
+        raise ConfigError(f"{path}: {key}.steer: a steered run is its parent's model: drop its data and train")
+    if isinstance(template["parent"], dict):
+        raise ConfigError(f"{path}: {key}.steer: only a whole model is steered: name the parent's run alone")
+    steer = _fill(template["steer"], fields, f"{path}: {key}.steer")
+    steer = validated(steer, "experiment", path, "steer", f"{key}.steer")
+    _check_steering(steer, f"{path}: {key}.steer", settings)
+    if settings["vectors"]["cells"] != "personas":
+        raise ConfigError(f"{path}: {key}.steer: its vector is a persona's: set vectors.cells to personas")
+    known.check_persona(steer["vector"], f"{path}: {key}.steer.vector")
+    return steer
 
 
 def _data(raw: dict, fields: dict, path: str, key: str, config: dict, settings: dict, known: Registries) -> dict:

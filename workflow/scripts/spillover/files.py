@@ -26,10 +26,27 @@ BASE_FILES = (
 BEHAVIOUR_BANKS = ["resources/behaviours.yaml", *sorted(map(str, Path("resources/questions").glob("facts_*.yaml")))]
 """What the behaviours are built and recognised with."""
 FURTHER_PERSONAS = "resources/further_personas.yaml"
-CLOSING: dict[str, tuple[str, ...]] = {}
+CLOSING: dict[str, tuple[str, ...]] = {
+    "convergence": (
+        "convergence.png",
+        "summary.md",
+        "summary.json",
+        "cross_arm.png",
+        "source_retention.png",
+        "cosine_evolution.png",
+        "trajectories.png",
+        "leakage_cosine.png",
+        "predictors.png",
+        "heatmap.png",
+        "adapter_quality.png",
+        "steering.png",
+    ),
+    "marker_sweep": ("marker_sweep.png", "marker_boundary.png", "summary.md", "summary.json"),
+}
 """The closing files of each kind of analysis, below `<analysis>`; the first is the headline figure."""
-DATA_KEYS = ("source", "voice", "behaviour", "directive", "completion")
-"""What a closing analysis must know of a run's training data."""
+DATA_KEYS = ("source", "voice", "behaviour", "directive", "completion", "positives", "negatives")
+TRAIN_KEYS = ("method", "learning_rate", "epochs", "steps", "rank", "tail_tokens", "regulariser")
+"""What a closing analysis must know of a run's training data and training."""
 CELL_TABLES = {"language_spill": "cells-{view}.parquet"} | dict.fromkeys(
     ("marker_sweep", "convergence", "coupling"), "rates.parquet"
 )
@@ -151,7 +168,7 @@ class Files:
         return f"{self.model_flags(self.foundation(run))} --name {self.base['name']}{under}"
 
     def steering_files(self, run_id: str) -> list[str]:
-        """The vectors that steer a run's training; none for most."""
+        """The vectors that steer a run, in training or later; none for most."""
         vectors = self.plan.steering_run(self.plan.runs[run_id])
         return [f"{self.folder(vectors)}/vectors.safetensors"] if vectors else []
 
@@ -216,23 +233,35 @@ class Files:
 
     def standing_on(self, run: Run) -> Model:
         """The whole model under a run's adapter, or the run itself where nothing is left to add."""
+        model = self._evaluated(run)[run.checkpoints[0]]
+        of = self.plan.runs[model.run]
         merged = self.plan.experiments[run.experiment]["evaluate_as"] == "merged"
-        return Model(run.id) if run.parent is None or run.method == "full" or merged else self.foundation(run)
+        return model if of.parent is None or of.method == "full" or merged else self.foundation(of)
 
     def evaluated_adapters(self, run_id: str) -> list[tuple[str, str]]:
         """(checkpoint, folder) of every adapter that an evaluation loads; empty for a whole model."""
-        run = self.plan.runs[run_id]
-        if self.standing_on(run).run == run.id:
-            return []
-        return [(checkpoint, self.adapter_folder(Model(run_id, checkpoint))) for checkpoint in run.checkpoints]
+        return [(checkpoint, self.adapter_folder(model)) for checkpoint, model in self._adapters_on(run_id).items()]
 
     def evaluated_files(self, run_id: str) -> list[str]:
-        run = self.plan.runs[run_id]
-        adapters = [f for c, _ in self.evaluated_adapters(run_id) for f in self.adapter_files(Model(run_id, c))]
-        return self.model_files(self.standing_on(run)) + adapters
+        adapters = [f for model in self._adapters_on(run_id).values() for f in self.adapter_files(model)]
+        return self.model_files(self.standing_on(self.plan.runs[run_id])) + adapters + self.pushing_files(run_id)
 
     def evaluated_flags(self, run_id: str) -> str:
-        return self._with_adapters(self.standing_on(self.plan.runs[run_id]), self.evaluated_adapters(run_id))
+        flags = self._with_adapters(self.standing_on(self.plan.runs[run_id]), self.evaluated_adapters(run_id))
+        return flags + "".join(f" --steering {path}" for path in self.pushing_files(run_id))
+
+    def pushing_files(self, run_id: str) -> list[str]:
+        """The vectors that steer a run while it is evaluated; none but for a run that is its parent's model steered."""
+        return self.steering_files(run_id) if self.plan.runs[run_id].steer else []
+
+    def _evaluated(self, run: Run) -> dict[str, Model]:
+        """{checkpoint: the model behind it}: a steered run has no weights of its own but its parent's."""
+        return {FINAL: run.parent} if run.steer else {c: Model(run.id, c) for c in run.checkpoints}
+
+    def _adapters_on(self, run_id: str) -> dict[str, Model]:
+        run = self.plan.runs[run_id]
+        models = self._evaluated(run)
+        return {} if self.standing_on(run).run in {model.run for model in models.values()} else models
 
     def pool_files(self, run_id: str, label: str, suite: str) -> list[str]:
         """Files of the model whose replies a training set is made from: a whole model, or a run as an adapter."""
@@ -418,8 +447,37 @@ class Files:
         kinds = {suite["kind"] for suite in settings["suites"].values()}
         return bool(kinds & set(GENERATING) and settings["scorers"] and not settings["phases"])
 
+    def sweep_cells(self, experiment: str) -> list[str]:
+        """The cells of the marker sweep that an experiment's options name, where that sweep is part of the plan."""
+        sweep = self.plan.experiments[experiment]["options"]["sweep"]
+        return [f"{self.root}/{sweep}/analysis/cells.parquet"] if sweep in self.plan.experiments else []
+
     def closing_spec(self, experiment: str) -> dict:
         return self.plan.closing_spec(experiment, self.closing_runs(experiment))
+
+    def published_flag(self, experiment: str) -> str:
+        """`--published FILE` where an experiment's options name published numbers, else nothing."""
+        return "".join(f"--published {path}" for path in self.published_figures(experiment))
+
+    # The closing analysis of marker_sweep
+
+    def sweep_records(self, experiment: str) -> str:
+        """`closing_records` of one seed: all seeds of a sweep train the same cells, and a command line has a limit."""
+        seed = self.plan.experiments[experiment]["seeds"][0]
+        return json.dumps([_record(run) for run in self.plan.of(experiment) if run.seed == seed], sort_keys=True)
+
+    def sweep_design(self, experiment: str) -> str:
+        """JSON with how a sweep's cells were made, for comparison with published ones: that of its first cell."""
+        settings = self.plan.experiments[experiment]
+        run = self.plan.of(experiment)[0]
+        negatives = run.data["negatives"]
+        made = {key: run.train[key] for key in ("tail_tokens", "end_of_turn", "rank")}
+        made |= {"positives": run.data["positives"], "source_persona": run.data["source"]}
+        made |= {"negative_personas": negatives["personas"], "per_persona": negatives["per_persona"]}
+        made["case_sensitive"] = settings["options"]["marker"]["case_sensitive"]
+        made["top_p"] = settings["suites"][settings["options"]["suite"]]["top_p"]
+        design = {"protocol": settings["protocol"], "seeds": settings["seeds"], "model": self.base["name"]}
+        return json.dumps(design | {"settings": made}, sort_keys=True)
 
     # The report and the completions browser
 
@@ -519,10 +577,12 @@ class Files:
 
     def spill_panels(self, experiment: str) -> str:
         """Flags naming the measured model and the published figures."""
+        return f"--measured-title 'Measured: {self.measured_model()}' {self.published_flag(experiment)}".rstrip()
+
+    def measured_model(self) -> str:
+        """The base model as figures name it."""
         titles = {"small": "the small world", "rebuilt": "the rebuilt small world"}
-        title = titles.get(self.base["name"], self.base["name"])
-        published = "".join(f" --published {path}" for path in self.published_figures(experiment))
-        return f"--measured-title 'Measured: {title}'{published}"
+        return titles.get(self.base["name"], self.base["name"].split("/")[-1])
 
     def base_vectors(self, experiment: str) -> str:
         seed = self.plan.experiments[experiment]["seeds"][0]
@@ -553,8 +613,10 @@ def _record(run: Run) -> dict:
         record["parent"] = {"run": run.parent.run.rsplit("/", 1)[0], "label": run.parent.label}
     if run.adapter:
         record["adapter"] = run.adapter.rsplit("/", 1)[0]
+    if run.steer:
+        record["steer"] = run.steer
     if run.train:
-        record |= {key: run.train[key] for key in ("method", "learning_rate", "epochs", "steps", "rank")}
+        record |= {key: run.train[key] for key in TRAIN_KEYS}
     return record | {key: run.data[key] for key in DATA_KEYS if run.data and key in run.data}
 
 

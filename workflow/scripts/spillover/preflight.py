@@ -76,6 +76,8 @@ def missing_vllm(commands: Mapping[str, str]) -> str | None:
                 f"engine.name is vllm, and {interpreter}, which runs {rule}, has no vLLM: `make env-vllm` builds "
                 f"{VLLM_INTERPRETER}, which profiles/gpu and profiles/slurm use, or choose engine.name: transformers"
             )
+        if run.steer and engine != "transformers" and GENERATING & set(rules):
+            return f"{run.id}: steer works in engine transformers only, not in {engine}: leave out group {run.group}"
     return None
 
 
