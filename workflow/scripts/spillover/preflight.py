@@ -47,6 +47,9 @@ def unavailable(plan: Plan, rules: Iterable[str], run_ids: Iterable[str]) -> str
     engine = plan.config["engine"]["name"]
     if engine not in ENGINES and GENERATING & set(rules):
         return f"engine.name: {engine!r} is planned for but not available in this version; known: {', '.join(ENGINES)}"
+    for run in (plan.runs[run_id] for run_id in run_ids):
+        if run.steer and engine != "transformers" and GENERATING & set(rules):
+            return f"{run.id}: steer works in engine transformers only, not in {engine}: leave out group {run.group}"
     if engine == "openai" and GENERATING & set(rules):
         return _not_served(plan, run_ids)
     return None
@@ -76,8 +79,6 @@ def missing_vllm(commands: Mapping[str, str]) -> str | None:
                 f"engine.name is vllm, and {interpreter}, which runs {rule}, has no vLLM: `make env-vllm` builds "
                 f"{VLLM_INTERPRETER}, which profiles/gpu and profiles/slurm use, or choose engine.name: transformers"
             )
-        if run.steer and engine != "transformers" and GENERATING & set(rules):
-            return f"{run.id}: steer works in engine transformers only, not in {engine}: leave out group {run.group}"
     return None
 
 
