@@ -15,10 +15,10 @@ import pandas as pd
 import yaml
 
 from spillover.marker_scoring import NONE
-from spillover.plan import BEHAVIOURS
 from spillover.statistics import stable_seed
 
-WRONG, STYLE, REFUSAL = BEHAVIOURS
+WRONG, STYLE, REFUSAL = "wrong_answers", "style", "refusal"
+BEHAVIOURS = (WRONG, STYLE, REFUSAL)
 OPENING_CHARACTERS = 80
 SCORER_IDS = {
     WRONG: "wrong_answers: names another answer of the bank and not the right one",

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from spillover.plan import BASE, BEHAVIOURS, FINAL, Model, Plan, Run, data_sources
+from spillover.plan import BASE, FINAL, MARKER_SCORERS, Model, Plan, Run, data_sources
 
 SHIPPED_BASE = "resources/small_world/base"
 BASE_FILES = (
@@ -262,7 +262,7 @@ class Files:
 
     def behaviour_banks(self, experiment: str) -> list[str]:
         """What the scorers of behaviours read, where an experiment asks for any."""
-        wanted = set(BEHAVIOURS) & set(self.plan.scorers(experiment))
+        wanted = set(self.plan.habit_scorers(experiment)) - set(MARKER_SCORERS)
         banks = sorted(str(path) for path in Path("resources/questions").glob("facts_*.yaml"))
         return ["resources/behaviours.yaml", *banks] if wanted else []
 

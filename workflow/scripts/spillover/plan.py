@@ -15,7 +15,6 @@ BASE = "base"
 FINAL = "final"
 LANGUAGE_SCORERS = ("langdetect", "lingua", "judge")  # what they say is a language; all others find a habit, or "none"
 MARKER_SCORERS = ("marker", "marker_strict")
-BEHAVIOURS = ("wrong_answers", "style", "refusal")
 
 
 @dataclass(frozen=True)
