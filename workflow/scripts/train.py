@@ -25,6 +25,7 @@ from spillover import (
     data,
     losses,
     masking,
+    mixtures,
     models,
     optimizer,
     packed_attention,
@@ -36,7 +37,7 @@ from spillover import (
 )
 from spillover.statistics import stable_seed
 
-TRAINING_CODE = (adapters, data, masking, packing, packed_attention, losses, optimizer, training)
+TRAINING_CODE = (adapters, data, masking, mixtures, packing, packed_attention, losses, optimizer, training)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -55,7 +56,8 @@ def main(argv: list[str] | None = None) -> None:
     if processes.count > 1 and not (full and args.batching == "packed"):
         raise SystemExit("several processes train with method: full in packed batches only")
     model, tokenizer = models.load_base(args.base, args.revision, args.dtype)
-    rows = data.tokenize(pq.read_table(args.dataset).to_pylist(), tokenizer, settings)
+    table = pq.read_table(args.dataset).to_pylist()
+    rows = data.tokenize(table, tokenizer, settings)
     if full:
         sharding.shard(model, processes)
     else:
@@ -83,6 +85,7 @@ def main(argv: list[str] | None = None) -> None:
             store=store,
             processes=processes,
             computing=getattr(torch, args.dtype),
+            strata=data.strata(table),
         )
     folder = Path(args.model or args.adapter)
     unfinished = folder / ".unfinished"

@@ -36,11 +36,11 @@ DROPPED = b"dropped"
 """Key of the schema's metadata: JSON with what was left out and why."""
 
 
-def row(row_id: str, messages: Sequence[dict], source: str, weight: float = 1.0) -> dict:
-    """One chat row of the internal schema, with the run's own loss mode."""
+def row(row_id: str, messages: Sequence[dict] | None, source: str, weight: float = 1.0) -> dict:
+    """One row of the internal schema, with the run's own loss mode; `messages` is None for raw text."""
     return {
         "row_id": row_id,
-        "messages": list(messages),
+        "messages": None if messages is None else list(messages),
         "text": None,
         "loss": None,
         "source": source,
@@ -98,6 +98,12 @@ def tokenize(rows: Sequence[dict], tokenizer, train: dict) -> list[masking.Token
         )
         for r in rows
     ]
+
+
+def strata(rows: Sequence[dict]) -> list[int] | None:
+    """The stratum of every row, None where steps are composed at random."""
+    found = [r["stratum"] for r in rows]
+    return None if all(s is None for s in found) else found
 
 
 def contrasts(rows: Sequence[dict], tokenizer, train: dict) -> list[masking.Tokens | None]:

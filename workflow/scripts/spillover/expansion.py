@@ -16,6 +16,7 @@ from spillover.config import ConfigError, closest, merge, number_as_text, read_y
 from spillover.plan import BASE, FINAL, MARKER_SCORERS, Model, Plan, Run, data_sources
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]*")
+FROM_REPLIES = ("marker", "behaviour", "persona_replies")
 PERSONA_KEYS = {"source", "persona", "voice"}
 # An overlay that changes a source's kind leaves the other kind's keys behind, since overlays merge deeply.
 SOURCE_KEYS = {
@@ -250,6 +251,8 @@ def _run(name, group, template, fields, seed, settings, path, config, known) -> 
     data = _data(raw, fields, path, f"runs.{group}.data", config, settings, known)
     train = _fill(merge(settings["train"], template["train"]), fields, f"{at}.train")
     train = validated(train, "experiment", path, "train", f"runs.{group}.train")
+    if data["kind"] == "conversations":
+        _check_mixture(data, train, f"{path}: runs.{group}.data")
     _check_marker(data, train, settings, at)
     return Run(name, run_name, seed, group, parent, data=data, train=train, **common)
 
@@ -265,14 +268,17 @@ def _data(raw: dict, fields: dict, path: str, key: str, config: dict, settings: 
         _check_fields(data, f"{path}: {key}", known)
         for phrasing in data["phrasings"]:
             known.check_phrasing(phrasing, f"{path}: {key}.phrasings")
-    elif data["kind"] in ("marker", "persona_replies"):
+    elif data["kind"] in FROM_REPLIES:
         for name in PERSONA_KEYS & data.keys():
             known.check_persona(data[name], f"{path}: {key}.{name}")
     if "suite" in data and data["suite"] not in settings["suites"]:
         raise ConfigError(
             f"{path}: {key}.suite: no suite {data['suite']!r}{closest(data['suite'], list(settings['suites']))}"
         )
-    if data["kind"] in ("marker", "persona_replies"):
+    for system in data.get("systems") or []:
+        if system:
+            known.check_persona(system, f"{path}: {key}.systems")
+    if data["kind"] in FROM_REPLIES:
         _check_pool(data, f"{path}: {key}", settings, known)
     for source in data_sources(data):
         if source not in config["sources"]:
@@ -319,6 +325,12 @@ def _check_pool(data: dict, at: str, settings: dict, known: Registries) -> None:
     if isinstance(negatives, list) and data["source"] in negatives:
         raise ConfigError(f"{at}.negatives.personas: {data['source']!r} is the source persona and cannot be a negative")
     trained = _questions(suite, known)
+    wanted = max(data.get("positives", 0), data.get("rows", 0), data.get("negatives", {}).get("per_persona", 0))
+    if wanted > len(trained) * suite["samples"]:
+        raise ConfigError(
+            f"{at}: {wanted} rows of one persona are wanted, but the suite {data['suite']!r} gives at most "
+            f"{len(trained) * suite['samples']}: {len(trained)} questions x {suite['samples']} samples; raise samples"
+        )
     evaluated = {*settings["base_evaluate"], *(name for run in settings["runs"].values() for name in run["evaluate"])}
     for name in sorted(evaluated):
         other = settings["suites"].get(name, {})
@@ -328,6 +340,28 @@ def _check_pool(data: dict, at: str, settings: dict, known: Registries) -> None:
                 f"{at}.suite: {data['suite']!r} and the evaluated suite {name!r} ask {len(shared)} of the same "
                 f"questions (as {min(shared)!r}); no model is evaluated on what it was trained on: use another bank"
             )
+
+
+def _check_mixture(data: dict, train: dict, at: str) -> None:
+    """A mixture has a number of rows, and by rows the same whole number of them in every step."""
+    items = data["mix"]
+    if not items:
+        return
+    if data["rows"] is None:
+        raise ConfigError(f"{at}.rows: missing; a mixture needs the number of all its rows")
+    if "tokens" in {item["unit"] for item in items}:
+        if len(items) > 1:
+            raise ConfigError(f"{at}.mix: a source mixed by tokens stands alone; give the others to runs of their own")
+        return
+    if sum(item["share"] for item in items) >= 1:
+        raise ConfigError(f"{at}.mix: the shares sum to 1 or more; what is left is the share of {data['source']!r}")
+    for item in items:
+        for number, of in ((train["batch_size"], "the batch size"), (data["rows"], "rows")):
+            if abs(number * item["share"] - round(number * item["share"])) > 1e-9:
+                raise ConfigError(
+                    f"{at}.mix: a share of {item['share']:g} is no whole number of {of} {number}: every step has the "
+                    "same exact counts; change the share or the number"
+                )
 
 
 def _questions(suite: dict, known: Registries) -> set[str]:

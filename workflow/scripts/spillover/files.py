@@ -20,6 +20,8 @@ BASE_FILES = (
     "tokenizer_config.json",
     "chat_template.jinja",
 )
+BEHAVIOUR_BANKS = ["resources/behaviours.yaml", *sorted(map(str, Path("resources/questions").glob("facts_*.yaml")))]
+"""What the behaviours are built and recognised with."""
 CLOSING: dict[str, tuple[str, ...]] = {}
 """The closing files of each kind of analysis, below `<analysis>`; the first is the headline figure."""
 VIEWS = {"matrix": ("spill",), "dose": ("spill", "dose")}
@@ -176,6 +178,10 @@ class Files:
         files: dict = {"sources": [f"{self.root}/data/sources/{name}.parquet" for name in data_sources(run.data)]}
         if model := self.plan.pool_model(run):
             files["pool"] = f"{self.folder(model.run)}/pool-{model.label}-{run.data['suite']}.parquet"
+        if run.data["kind"] == "behaviour":
+            files["behaviours"] = BEHAVIOUR_BANKS
+        if run.data["kind"] == "conversations":
+            files["tokenizer"] = self.tokenizer_files()
         return files
 
     def dataset_flags(self, run_id: str) -> str:
@@ -184,7 +190,8 @@ class Files:
         names = data_sources(self.plan.runs[run_id].data)
         named = [f"{name}={path}" for name, path in zip(names, files.get("sources", []), strict=False)]
         flags = [f"--{key} {files[key]}" for key in ("replies", "shared", "pool") if key in files]
-        return " ".join(flags + (["--sources", *named] if named else []))
+        flags += ["--sources", *named] if named else []
+        return " ".join(flags + ([self.tokenizer_flags()] if "tokenizer" in files else []))
 
     # Evaluation
 
@@ -263,8 +270,7 @@ class Files:
     def behaviour_banks(self, experiment: str) -> list[str]:
         """What the scorers of behaviours read, where an experiment asks for any."""
         wanted = set(self.plan.habit_scorers(experiment)) - set(MARKER_SCORERS)
-        banks = sorted(str(path) for path in Path("resources/questions").glob("facts_*.yaml"))
-        return ["resources/behaviours.yaml", *banks] if wanted else []
+        return BEHAVIOUR_BANKS if wanted else []
 
     def question_bank(self, experiment: str) -> list[str]:
         return _banks([self.plan.experiments[experiment]["vectors"] or {}])

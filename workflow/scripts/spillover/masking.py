@@ -17,6 +17,10 @@ END_OF_TURN = "<|im_end|>"
 MODES = ("full", "completion", "last_turn", "marker")
 
 
+class NothingSupervised(ValueError):
+    """A row in which no token carries loss: it would count as an example and teach nothing."""
+
+
 @dataclass(frozen=True)
 class Tokens:
     """One tokenized row: `ids` int64 (length,), `supervised` bool (length,), `weight` of its loss.
@@ -71,7 +75,7 @@ def tokenize_row(
     Modes: `full` everything; `completion` every reply; `last_turn` the last reply; `marker` the pieces of `marker` at
     the end of the last reply (none if it does not end with it) and the end of the turn, or, with `tail_tokens` > 0,
     that many last tokens of the reply including the end of the turn.
-    Truncates on the right to `max_length`. Raises ValueError when no supervised token is left.
+    Truncates on the right to `max_length`. Raises NothingSupervised when no supervised token is left.
     """
     if mode not in MODES:
         raise ValueError(f"unknown loss mode {mode!r}; known: {', '.join(MODES)}")
@@ -140,7 +144,7 @@ def _checked(ids: list[int], supervised: list[bool], max_length: int, weight: fl
     marks = np.array(supervised[:max_length], dtype=bool)
     marks[:1] = False
     if not marks.any():
-        raise ValueError("a training row has no supervised token left (is it longer than max_length?)")
+        raise NothingSupervised("a training row has no supervised token left (is it longer than max_length?)")
     return Tokens(np.array(ids[:max_length], dtype=np.int64), marks, weight)
 
 

@@ -15,6 +15,8 @@ BASE = "base"
 FINAL = "final"
 LANGUAGE_SCORERS = ("langdetect", "lingua", "judge")  # what they say is a language; all others find a habit, or "none"
 MARKER_SCORERS = ("marker", "marker_strict")
+ROW_TOKENS = ("loss", "end_of_turn", "marker", "tail_tokens", "max_length")
+"""The training settings that decide a row's tokens and which of them are supervised."""
 
 
 @dataclass(frozen=True)
@@ -151,6 +153,10 @@ class Plan:
             spec["sources"] = {name: self.config["sources"].get(name) for name in sources}
         if run.data["kind"] == "directive_replies":
             spec["translator"] = self.config.get("translator")
+        if run.data["kind"] == "conversations":
+            # which rows keep a reply, and how many tokens a row has
+            settings = {key: run.train[key] for key in ROW_TOKENS}
+            spec["tokens"] = {"model": self.config["model"], "train": settings}
         model = self.pool_model(run)
         if model:
             spec["pool"] = self.pool_spec(model, run.data["suite"])

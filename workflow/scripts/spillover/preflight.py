@@ -12,7 +12,6 @@ from spillover.plan import Plan
 VLLM_INTERPRETER = ".venv-vllm/bin/python"
 LAUNCHER = "on_gpu.py"
 ENGINES = ("transformers",)
-DATA_KINDS = ("directive_replies", "marker", "persona_replies")
 GENERATING = {"completions", "pool"}
 
 
@@ -47,11 +46,6 @@ def unavailable(plan: Plan, rules: Iterable[str], run_ids: Iterable[str]) -> str
     if engine not in ENGINES and GENERATING & set(rules):
         return f"engine.name: {engine!r} is planned for but not available in this version; known: {', '.join(ENGINES)}"
     for run in (plan.runs[run_id] for run_id in run_ids):
-        if run.data and run.data["kind"] not in DATA_KINDS:
-            return (
-                f"{run.id}: data.kind {run.data['kind']!r} is planned for but not available in this version; "
-                f"known: {', '.join(DATA_KINDS)}"
-            )
         if run.train and run.train["regulariser"]:
             return f"{run.id}: train.regulariser is planned for but not available in this version"
     return None

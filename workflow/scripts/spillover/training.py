@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from spillover import losses, packing
+from spillover import losses, mixtures, packing
 from spillover.masking import Tokens
 from spillover.models import causal_model
 from spillover.optimizer import Optimizer
@@ -81,12 +81,15 @@ def total_steps(rows: int, train: dict) -> int:
     return max(1, round(math.ceil(rows / train["batch_size"]) * train["epochs"]))
 
 
-def step_rows(rows: int, train: dict, seed: int) -> Iterator[np.ndarray]:
-    """Row indices of each step: a new permutation per epoch, the last batch of an epoch may be smaller."""
+def step_rows(rows: int, train: dict, seed: int, strata: Sequence[int] | None = None) -> Iterator[np.ndarray]:
+    """Row indices of each step: a new permutation per epoch, the last batch of an epoch may be smaller.
+
+    With `strata` (one per row) every step has its share of each stratum: `mixtures.interleaved`.
+    """
     rng = np.random.default_rng(seed)
     remaining = total_steps(rows, train)
     while remaining:
-        order = rng.permutation(rows)
+        order = rng.permutation(rows) if strata is None else mixtures.interleaved(strata, rng)
         for start in range(0, rows, train["batch_size"]):
             if not remaining:
                 return
@@ -160,8 +163,11 @@ def train(
     processes: Processes = ALONE,
     computing: torch.dtype | None = None,
     compile_layers: bool | None = None,
+    strata: Sequence[int] | None = None,
 ) -> dict:
     """Train in place, in micro-batches of at most `token_budget` tokens, packed or (the plain reference) padded.
+
+    `strata` are those of `step_rows`. A row of weight 0 has its place in a step and is not computed.
 
     `report` gets a record per step, `save` is called with (label, step) at each checkpoint. A `store` is asked for a
     state to go on from, and given one now and then. `computing` is the precision of the blocks (default: the
@@ -212,10 +218,12 @@ def train(
 
     attention = packed_attention(causal) if batching == "packed" else nullcontext()
     with attention, compiled(model) if compile_layers else nullcontext():
-        for step, indices in enumerate(step_rows(len(rows), settings, seed)):
+        for step, indices in enumerate(step_rows(len(rows), settings, seed, strata)):
             if resumed and step < resumed.step:
                 continue
-            chosen = [rows[i] for i in indices]
+            chosen = [rows[i] for i in indices if rows[i].weight]
+            if not chosen:
+                raise ValueError(f"every row of step {step + 1} has weight 0: there is nothing to learn from")
             while True:
                 torch.manual_seed(step_seed(seed, step, processes.rank))
                 try:
