@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from spillover import prompts
-from spillover.plan import BASE, BEHAVIOURS, FINAL, GENERATING, Model, Plan, Run, data_sources
+from spillover.plan import BASE, FINAL, GENERATING, MARKER_SCORERS, Model, Plan, Run, data_sources
 
 TABLES = ("completions.parquet", "labels.parquet")
 SHIPPED_BASE = "resources/small_world/base"
@@ -341,7 +341,7 @@ class Files:
 
     def behaviour_banks(self, experiment: str) -> list[str]:
         """What the scorers of behaviours read, where an experiment asks for any."""
-        wanted = set(BEHAVIOURS) & set(self.plan.scorers(experiment))
+        wanted = set(self.plan.habit_scorers(experiment)) - set(MARKER_SCORERS)
         return BEHAVIOUR_BANKS if wanted else []
 
     def question_bank(self, experiment: str) -> list[str]:
