@@ -36,13 +36,14 @@ def main(argv: list[str] | None = None) -> None:
     modules = set(applied["modules"]) if applied.get("modules") else None
     unfinished = Path(args.out + ".unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
-    report = adapters.merge(
-        args.base,
-        args.adapter,
-        unfinished,
-        keep=lambda module: adapters.wanted(module, chosen_layers, modules),
-        scale=applied.get("scale", 1.0),
-    )
+    with provenance.writing(args.out, unfinished):
+        report = adapters.merge(
+            args.base,
+            args.adapter,
+            unfinished,
+            keep=lambda module: adapters.wanted(module, chosen_layers, modules),
+            scale=applied.get("scale", 1.0),
+        )
     with provenance.atomic_path(args.report) as path, open(path, "w") as f:
         json.dump(report, f, indent=1)
     shutil.rmtree(args.out, ignore_errors=True)

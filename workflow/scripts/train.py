@@ -66,25 +66,30 @@ def main(argv: list[str] | None = None) -> None:
         def save(label: str, step: int) -> None:
             store.keep(label, training.adapter_state(model))
 
-        totals = training.train(
-            model,
-            rows,
-            settings,
-            seed,
-            args.token_budget,
-            report,
-            save,
-            batching=args.batching,
-            store=store,
-            processes=processes,
-            computing=getattr(torch, args.dtype),
-        )
+        try:
+            totals = training.train(
+                model,
+                rows,
+                settings,
+                seed,
+                args.token_budget,
+                report,
+                save,
+                batching=args.batching,
+                store=store,
+                processes=processes,
+                computing=getattr(torch, args.dtype),
+            )
+        except torch.OutOfMemoryError as error:
+            raise SystemExit(str(error)) from None
     folder = Path(args.model or args.adapter)
     unfinished = folder / ".unfinished"
     if full:
-        training.write_model(model, tokenizer, unfinished, getattr(torch, args.dtype), processes)
+        with provenance.writing(folder, unfinished):
+            training.write_model(model, tokenizer, unfinished, getattr(torch, args.dtype), processes)
     else:
-        training.write_adapter(model, unfinished)
+        with provenance.writing(folder, unfinished):
+            training.write_adapter(model, unfinished)
         kept = {f"{label}/{k}": tensor for label, part in store.kept().items() for k, tensor in part.items()}
         with provenance.atomic_path(args.checkpoints) as path:
             save_file(kept, path, metadata={"labels": json.dumps(settings["checkpoints"])})
