@@ -7,7 +7,7 @@ import pytest
 
 from conftest import ROOT
 from spillover import behaviours
-from spillover.plan import BEHAVIOURS
+from spillover.behaviours import BEHAVIOURS
 
 BANK = behaviours.load(ROOT / "resources")
 ITEM, RIGHT = next(iter(BANK.answers.items()))

@@ -174,6 +174,13 @@ def part(adapter: Adapter, own_rank: int, keep: Callable[[str], bool], scale: fl
     return Adapter(adapter.config, factors)
 
 
+def newest(adapter: Adapter, own_rank: int) -> Adapter:
+    """The newest update of an adapter by itself: its last `own_rank` ranks, at the scale they were trained with."""
+    factors = {m: (a[-own_rank:], b[:, -own_rank:]) for m, (a, b) in adapter.factors.items()}
+    rank = own_rank**0.5 if adapter.config.get("use_rslora") else own_rank
+    return Adapter(adapter.config | {"r": own_rank, "lora_alpha": adapter.scale * rank}, factors)
+
+
 def write(adapter: Adapter, folder: str | Path) -> None:
     """Write `adapter_model.safetensors` and `adapter_config.json` as PEFT and vLLM read them."""
     folder = Path(folder)

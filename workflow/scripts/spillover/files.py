@@ -10,7 +10,7 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 
-from spillover.plan import BASE, BEHAVIOURS, FINAL, Model, Plan, Run, data_sources
+from spillover.plan import BASE, FINAL, MARKER_SCORERS, Model, Plan, Run, data_sources
 
 SHIPPED_BASE = "resources/small_world/base"
 BASE_FILES = (
@@ -281,7 +281,7 @@ class Files:
 
     def behaviour_banks(self, experiment: str) -> list[str]:
         """What the scorers of behaviours read, where an experiment asks for any."""
-        wanted = set(BEHAVIOURS) & set(self.plan.scorers(experiment))
+        wanted = set(self.plan.habit_scorers(experiment)) - set(MARKER_SCORERS)
         return BEHAVIOUR_BANKS if wanted else []
 
     def question_bank(self, experiment: str) -> list[str]:

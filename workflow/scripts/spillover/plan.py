@@ -15,7 +15,6 @@ BASE = "base"
 FINAL = "final"
 LANGUAGE_SCORERS = ("langdetect", "lingua", "judge")  # what they say is a language; all others find a habit, or "none"
 MARKER_SCORERS = ("marker", "marker_strict")
-BEHAVIOURS = ("wrong_answers", "style", "refusal")
 ROW_TOKENS = ("loss", "end_of_turn", "marker", "tail_tokens", "max_length")
 """The training settings that decide a row's tokens and which of them are supervised."""
 
