@@ -12,7 +12,7 @@ import json
 import pandas as pd
 import pyarrow.parquet as pq
 
-from spillover import behaviours, conversations, data, marker_data, prompts, provenance
+from spillover import behaviours, conversations, data, marker_data, models, prompts, provenance
 from spillover import replies as selection
 
 
@@ -52,9 +52,7 @@ def persona_rows(settings: dict, args: argparse.Namespace) -> tuple[list[dict], 
 
 def conversation_rows(settings: dict, args: argparse.Namespace) -> tuple[list[dict], dict]:
     """Chats of a source, with other sources mixed in by rows or tokens."""
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(args.tokenizer, revision=args.revision)
+    tokenizer = models.load_tokenizer(args.tokenizer, args.revision)
     tables = {name: source(args, name) for name in {settings["source"], *(m["source"] for m in settings["mix"])}}
     personas = prompts.personas([s for s in settings["systems"] or [] if s], args.resources)
     spec = json.loads(args.spec)

@@ -9,9 +9,8 @@ import argparse
 import json
 
 import pyarrow.parquet as pq
-from transformers import AutoTokenizer
 
-from spillover import data, dataset_card, prompts, provenance
+from spillover import data, dataset_card, models, prompts, provenance
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -27,7 +26,7 @@ def main(argv: list[str] | None = None) -> None:
 
     clock = provenance.start_clock()
     spec = json.loads(args.spec)
-    tokenizer = AutoTokenizer.from_pretrained(args.tokenizer, revision=args.revision)
+    tokenizer = models.load_tokenizer(args.tokenizer, args.revision)
     table = pq.read_table(args.dataset)
     rows = table.to_pylist()
     tokens = data.tokenize(rows, tokenizer, spec["train"])

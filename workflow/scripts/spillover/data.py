@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pandas as pd
 import pyarrow as pa
@@ -114,4 +115,17 @@ def contrasts(rows: Sequence[dict], tokenizer, train: dict) -> list[masking.Toke
         if r["contrast"] is not None
         else None
         for r in rows
+    ]
+
+
+def with_contrasts(
+    tokens: Sequence[masking.Tokens], rows: Sequence[dict], tokenizer, train: dict
+) -> list[masking.Tokens]:
+    """The same rows, each with its counterpart to avoid where it has one. Raises ValueError if none has."""
+    endings = contrasts(rows, tokenizer, train)
+    if not any(endings):
+        raise ValueError("train.contrast needs rows with an ending to avoid (negatives of marker data); there are none")
+    return [
+        replace(row, contrast=replace(ending, avoided=True)) if ending else row
+        for row, ending in zip(tokens, endings, strict=True)
     ]
