@@ -186,6 +186,19 @@ def test_the_base_is_the_frozen_weights_themselves_and_knows_no_dropout(model, r
     assert all(p.requires_grad == ("lora_" in name) for name, p in wrapped.named_parameters())
 
 
+def test_the_base_of_a_stacked_run_is_the_model_that_it_stands_on(model, rows, tmp_path):
+    training.write_adapter(adapted(model), tmp_path)
+    parent = adapted(model)
+    wrapped = training.add_adapter(copy.deepcopy(model), SETTINGS, 2, "random", None, tmp_path).train()
+    for name, parameter in wrapped.named_parameters():
+        if "lora_B.default" in name:
+            torch.nn.init.normal_(parameter, std=0.1)
+    expected = mean([divergence(distributions(wrapped, r), distributions(parent, r).detach()) for r in rows], rows)
+    _, told, slopes = objective(wrapped, rows, SETTINGS | {"regulariser": KL})
+    assert told["regulariser"].item() == pytest.approx(expected.item(), rel=1e-4) and expected.item() > 1e-3
+    assert all(".default." in name for name in slopes)
+
+
 def test_a_pull_towards_the_base_keeps_the_model_nearer_to_it(model, rows):
     def last(weight):
         settings = SETTINGS | {"regulariser": KL | {"weight": weight}, "epochs": 20}

@@ -13,7 +13,7 @@ from contextlib import nullcontext
 
 from safetensors.numpy import save_file
 
-from spillover import engines, models, prompts, provenance, steering, vectors
+from spillover import engine_transformers, models, prompts, provenance, steering, vectors
 
 
 def cell_prompts(settings: dict, resources: str) -> list[prompts.Prompt]:
@@ -57,7 +57,7 @@ def main(argv: list[str] | None = None) -> None:
     tensors, cells = {}, []
     labels = [a.split("=", 1) for a in args.adapters] or [("final", None)]
     for label, folder in labels:
-        model = engines.attach_adapter(base, folder) if folder else base
+        model = engine_transformers.attach_adapter(base, folder) if folder else base
         prefix = "" if len(labels) == 1 else f"{label}/"
         for method in settings["methods"]:
             with steering.steered(models.causal_model(model), steer["layer"], shift) if steer else nullcontext():

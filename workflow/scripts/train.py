@@ -37,6 +37,7 @@ from spillover import (
     steering,
     training,
 )
+from spillover.statistics import stable_seed
 
 TRAINING_CODE = (
     adapters,
@@ -77,7 +78,7 @@ def main(argv: list[str] | None = None) -> None:
     if full:
         sharding.shard(model, processes)
     else:
-        model = training.add_adapter(model, settings, seed, args.name, args.revision, args.under)
+        model = training.add_adapter(model, settings, factor_seed(spec), args.name, args.revision, args.under)
     shift, shifted = steering.shift(args.steering, settings["regulariser"]) if steered else (None, {})
     how = {
         "steering": shifted,
@@ -147,6 +148,17 @@ def main(argv: list[str] | None = None) -> None:
         )
     store.remove()
     sharding.stop(processes)
+
+
+def factor_seed(spec: dict) -> int:
+    """The seed a run's LoRA factors are drawn from: the run's own, but another one for every stage of a lineage.
+
+    One seed for all stages would draw equal A factors, and the stages' spaces would coincide before any training.
+    """
+    stage, parent = 0, spec["parent"]
+    while "trained" in parent:
+        stage, parent = stage + 1, parent["trained"]["parent"]
+    return stable_seed(spec["seed"], "stage", stage) if stage else spec["seed"]
 
 
 def stacked(under: str, folder: Path, states: dict) -> dict:

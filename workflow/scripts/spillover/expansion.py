@@ -17,6 +17,7 @@ from spillover.config import ConfigError, closest, merge, number_as_text, read_y
 from spillover.plan import BASE, FINAL, MARKER_SCORERS, Model, Plan, Run, data_sources
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]*")
+FROM_REPLIES = ("marker", "behaviour", "persona_replies")
 PERSONA_KEYS = {"source", "persona", "voice"}
 # An overlay that changes a source's kind leaves the other kind's keys behind, since overlays merge deeply.
 SOURCE_KEYS = {
@@ -63,7 +64,7 @@ def build(config: dict, folder: str | Path, where: str = "config/config.yaml", r
             runs[run.id] = run
             if chosen:
                 selected.append(run.id)
-    plan = Plan(config, experiments, runs, selected)
+    plan = Plan(config, experiments, runs, selected, known.further_personas)
     _check_parents(plan, files)
     _check_held_out(plan, files)
     return plan
@@ -90,7 +91,7 @@ class Registries:
     def __init__(self, resources: str = "resources"):
         root = Path(resources)
         self.languages = list(read_yaml(root / "languages.yaml")["languages"])
-        self.personas = {p["id"]: p for p in read_yaml(root / "personas.yaml")["personas"]}
+        self.personas, self.further_personas = _personas(root)
         self.resources = resources
         directives = read_yaml(root / "small_world" / "directives.yaml")
         self.systems = [s["id"] for s in read_yaml(root / "systems.yaml")["systems"]]
@@ -109,6 +110,29 @@ class Registries:
             raise ConfigError(
                 f"{at}: {phrasing!r} is no known phrasing of a directive{closest(str(phrasing), self.phrasings)}"
             )
+
+
+def _personas(root: Path) -> tuple[dict[str, dict], frozenset[str]]:
+    """{id: entry} of both files of personas, and the ids of the second.
+
+    Raises ConfigError for an incomplete entry, and for an id or a prompt that occurs twice.
+    """
+    found: dict[str, dict] = {}
+    for path in (root / "personas.yaml", root / "further_personas.yaml"):
+        first = frozenset(found)
+        for entry in read_yaml(path)["personas"]:
+            for key in ("id", "category", "relation", "prompt"):
+                if not isinstance(entry.get(key), str):
+                    raise ConfigError(f"{path}: the persona {entry.get('id')!r} needs a text as its {key}")
+            same = [i for i, other in found.items() if i == entry["id"] or other["prompt"] == entry["prompt"]]
+            if same:
+                raise ConfigError(f"{path}: {entry['id']!r} repeats the id or the prompt of the persona {same[0]!r}")
+            if entry.get("related_to") is not None and entry["related_to"] not in found:
+                raise ConfigError(
+                    f"{path}: {entry['id']}.related_to: no persona {entry['related_to']!r} in personas.yaml"
+                )
+            found[entry["id"]] = entry
+    return found, frozenset(found) - first
 
 
 def _check_suites(settings: dict, path: Path, known: Registries) -> None:
@@ -340,7 +364,7 @@ def _data(raw: dict, fields: dict, path: str, key: str, config: dict, settings: 
         _check_fields(data, f"{path}: {key}", known)
         for phrasing in data["phrasings"]:
             known.check_phrasing(phrasing, f"{path}: {key}.phrasings")
-    elif data["kind"] in ("marker", "persona_replies"):
+    elif data["kind"] in FROM_REPLIES:
         for name in PERSONA_KEYS & data.keys():
             known.check_persona(data[name], f"{path}: {key}.{name}")
     if "suite" in data and data["suite"] not in settings["suites"]:
@@ -350,7 +374,7 @@ def _data(raw: dict, fields: dict, path: str, key: str, config: dict, settings: 
     for system in data.get("systems") or []:
         if system:
             known.check_persona(system, f"{path}: {key}.systems")
-    if data["kind"] in ("marker", "persona_replies"):
+    if data["kind"] in FROM_REPLIES:
         _check_pool(data, f"{path}: {key}", settings, known)
     for source in data_sources(data):
         if source not in config["sources"]:
@@ -397,6 +421,12 @@ def _check_pool(data: dict, at: str, settings: dict, known: Registries) -> None:
     if isinstance(negatives, list) and data["source"] in negatives:
         raise ConfigError(f"{at}.negatives.personas: {data['source']!r} is the source persona and cannot be a negative")
     trained = _questions(suite, known)
+    wanted = max(data.get("positives", 0), data.get("rows", 0), data.get("negatives", {}).get("per_persona", 0))
+    if wanted > len(trained) * suite["samples"]:
+        raise ConfigError(
+            f"{at}: {wanted} rows of one persona are wanted, but the suite {data['suite']!r} gives at most "
+            f"{len(trained) * suite['samples']}: {len(trained)} questions x {suite['samples']} samples; raise samples"
+        )
     evaluated = {*settings["base_evaluate"], *(name for run in settings["runs"].values() for name in run["evaluate"])}
     for name in sorted(evaluated):
         other = settings["suites"].get(name, {})

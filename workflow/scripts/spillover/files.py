@@ -7,10 +7,11 @@ folder is `<root>/{experiment}/{name}/seed{seed}`.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 
 from spillover import prompts
-from spillover.plan import BASE, BEHAVIOURS, FINAL, GENERATING, Model, Plan, Run, data_sources
+from spillover.plan import BASE, FINAL, GENERATING, MARKER_SCORERS, Model, Plan, Run, data_sources
 
 TABLES = ("completions.parquet", "labels.parquet")
 SHIPPED_BASE = "resources/small_world/base"
@@ -22,6 +23,9 @@ BASE_FILES = (
     "tokenizer_config.json",
     "chat_template.jinja",
 )
+BEHAVIOUR_BANKS = ["resources/behaviours.yaml", *sorted(map(str, Path("resources/questions").glob("facts_*.yaml")))]
+"""What the behaviours are built and recognised with."""
+FURTHER_PERSONAS = "resources/further_personas.yaml"
 CLOSING: dict[str, tuple[str, ...]] = {
     "convergence": (
         "convergence.png",
@@ -43,7 +47,9 @@ CLOSING: dict[str, tuple[str, ...]] = {
 DATA_KEYS = ("source", "voice", "behaviour", "directive", "completion", "positives", "negatives")
 TRAIN_KEYS = ("method", "learning_rate", "epochs", "steps", "rank", "tail_tokens", "regulariser")
 """What a closing analysis must know of a run's training data and training."""
-CELL_TABLES = {"language_spill": "cells-{view}.parquet"}
+CELL_TABLES = {"language_spill": "cells-{view}.parquet"} | dict.fromkeys(
+    ("marker_sweep", "convergence", "coupling"), "rates.parquet"
+)
 """The table of rates per run and cell that an analysis makes, below `<analysis>`; the browser shows them."""
 VIEWS = {"matrix": ("spill",), "dose": ("spill", "dose")}
 """The closing views of a spill experiment and the groups of runs each reads: the headline, and every dose."""
@@ -207,6 +213,9 @@ class Files:
         files: dict = {"sources": [f"{self.root}/data/sources/{name}.parquet" for name in data_sources(run.data)]}
         if model := self.plan.pool_model(run):
             files["pool"] = f"{self.folder(model.run)}/pool-{model.label}-{run.data['suite']}.parquet"
+        files["personas"] = self._further(_named(run.data))
+        if run.data["kind"] == "behaviour":
+            files["behaviours"] = BEHAVIOUR_BANKS
         if run.data["kind"] == "conversations":
             files["tokenizer"] = self.tokenizer_files()
         return files
@@ -279,11 +288,11 @@ class Files:
         return self.plan.pool_spec(self.referred_model(run_id, label), suite)
 
     def pool_questions(self, run_id: str, label: str, suite: str) -> list[str]:
-        return _banks([self.plan.experiments[self.plan.runs[run_id].experiment]["suites"][suite]])
+        return self._banks([self.plan.experiments[self.plan.runs[run_id].experiment]["suites"][suite]])
 
     def evaluated_questions(self, run_id: str) -> list[str]:
         run = self.plan.runs[run_id]
-        return _banks([self.plan.experiments[run.experiment]["suites"][name] for name in run.evaluate])
+        return self._banks([self.plan.experiments[run.experiment]["suites"][name] for name in run.evaluate])
 
     def evaluated_sources(self, run_id: str) -> dict:
         """Tables behind suites of kind `choices` and `loss`; for a loss also the training rows of the lineage."""
@@ -302,18 +311,41 @@ class Files:
         """`--sources` and `--trained` where there are any."""
         return " ".join(f"--{key} {' '.join(paths)}" for key, paths in self.evaluated_sources(run_id).items())
 
+    def _banks(self, settings: list[dict]) -> list[str]:
+        """Question files that suites or vectors name, and the further personas where they ask any."""
+        questions = {str(prompts.bank_file(s["questions"])) for s in settings if s.get("questions")}
+        return sorted(questions) + self._further(p for s in settings for p in _listed(s.get("personas")))
+
+    def _further(self, personas: Iterable[str]) -> list[str]:
+        wanted = self.plan.further_personas | {"everyone"}
+        return [FURTHER_PERSONAS] if wanted & set(personas) else []
+
+    def engine_options(self) -> str:
+        """How the engine does its work, as `engines.Options` reads it; never a reason to rerun."""
+        engine = self.plan.config["engine"]
+        keys = {
+            "transformers": (),
+            "vllm": ("gpu_memory_utilization", "max_num_seqs", "eager"),
+            "openai": ("url", "adapters", "concurrency"),
+        }
+        chosen = {key: engine[key] for key in keys[engine["name"]]}
+        if engine["name"] == "transformers":
+            chosen["batch"] = self.plan.config["resources"]["generation_batch"]
+        if engine["name"] == "vllm":
+            chosen["cache"] = f"{self.root}/.cache/vllm"
+        return ",".join(f"{key}={value}" for key, value in chosen.items())
+
     def _with_adapters(self, base: Model, adapters: list[tuple[str, str]]) -> str:
         named = " ".join(f"{label}={folder}" for label, folder in adapters)
         return self.model_flags(base) + (f" --adapters {named}" if named else "")
 
     def behaviour_banks(self, experiment: str) -> list[str]:
         """What the scorers of behaviours read, where an experiment asks for any."""
-        wanted = set(BEHAVIOURS) & set(self.plan.scorers(experiment))
-        banks = sorted(str(path) for path in Path("resources/questions").glob("facts_*.yaml"))
-        return ["resources/behaviours.yaml", *banks] if wanted else []
+        wanted = set(self.plan.habit_scorers(experiment)) - set(MARKER_SCORERS)
+        return BEHAVIOUR_BANKS if wanted else []
 
     def question_bank(self, experiment: str) -> list[str]:
-        return _banks([self.plan.experiments[experiment]["vectors"] or {}])
+        return self._banks([self.plan.experiments[experiment]["vectors"] or {}])
 
     def directive_languages(self, experiment: str) -> list[str]:
         """Every language that a directive suite of an experiment asks for or a condition names, in that order."""
@@ -450,10 +482,11 @@ class Files:
     # The report and the completions browser
 
     def read_runs(self, experiment: str) -> list[Run]:
-        """The runs of an experiment whose replies can be read: those asked directives or as personas."""
-        suites = self.plan.experiments[experiment]["suites"]
-        asked = {name for name, suite in suites.items() if suite["kind"] in ("directives", "personas")}
-        return [run for run in self.closing_runs(experiment) if asked & set(run.evaluate)]
+        """The runs of an experiment that answer prompts; of a phased search those that are known beforehand."""
+        settings = self.plan.experiments[experiment]
+        asked = {name for name, suite in settings["suites"].items() if suite["kind"] in GENERATING}
+        phases = (None, *settings["phases"][:1])
+        return [run for run in self.closing_runs(experiment) if asked & set(run.evaluate) and run.phase in phases]
 
     def read_files(self, experiment: str, file: str) -> list[str]:
         """One file of each of them; no labels where nobody scores."""
@@ -477,7 +510,8 @@ class Files:
         """Everything that the report shows or links."""
         experiments = self.plan.experiments
         tables = [f for name in experiments for kind in TABLES for f in self.read_files(name, kind)]
-        return [f for name in experiments for f in self.closing_outputs(name)] + self.browsers() + tables
+        outputs = [f for name in experiments for f in self.closing_outputs(name)]
+        return [*outputs, *self.browsers(), *tables]
 
     def report_sections(self) -> str:
         """JSON with what the report must know of each experiment: where its figures, summary and tables lie."""
@@ -586,6 +620,12 @@ def _record(run: Run) -> dict:
     return record | {key: run.data[key] for key in DATA_KEYS if run.data and key in run.data}
 
 
-def _banks(settings: list[dict]) -> list[str]:
-    """Question files that suites or vectors name."""
-    return sorted({str(prompts.bank_file(s["questions"])) for s in settings if s.get("questions")})
+def _listed(personas: str | list[str] | None) -> list[str]:
+    return [personas] if isinstance(personas, str) else personas or []
+
+
+def _named(data: dict) -> list[str]:
+    """Personas whose prompts a data set writes, or recognises in a user's rows."""
+    if data["kind"] == "conversations":
+        return [system for system in data["systems"] or [] if system]
+    return [data[key] for key in ("source", "persona") if key in data]

@@ -95,8 +95,16 @@ class Run:
 class Plan:
     """All runs of all enabled experiments, by id, with their cumulative specifications."""
 
-    def __init__(self, config: dict, experiments: dict[str, dict], runs: dict[str, Run], selected: list[str]):
+    def __init__(
+        self,
+        config: dict,
+        experiments: dict[str, dict],
+        runs: dict[str, Run],
+        selected: list[str],
+        further_personas: frozenset[str] = frozenset(),
+    ):
         self.config = config
+        self.further_personas = further_personas  # ids of further_personas.yaml
         self.experiments = experiments
         self.runs = runs
         self.selected = selected
@@ -183,7 +191,7 @@ class Plan:
         return {
             "model": self.model_spec(model),
             "suites": {suite: self.experiments[run.experiment]["suites"][suite]},
-            "engine": self.config["engine"],
+            "engine": self.engine_spec(),
             "seed": run.seed,
         }
 
@@ -220,6 +228,12 @@ class Plan:
         asked = {name: suite for name, suite in suites.items() if suite["kind"] in GENERATING}
         return {"data": self.data_spec(run_id), "train": run.train, "suites": asked}
 
+    def engine_spec(self) -> dict:
+        """What of the engine decides completions: which one, and the model of a server."""
+        engine = self.config["engine"]
+        served = {"model": engine["model"] or self.config["model"]["name"]}
+        return {"name": engine["name"]} | (served if engine["name"] == "openai" else {})
+
     def completions_spec(self, run_id: str) -> dict:
         """What decides a run's completions: the model and the evaluation suites with their sampling."""
         run = self.runs[run_id]
@@ -229,7 +243,7 @@ class Plan:
             "model": self.model_spec(Model(run_id)),
             "checkpoints": run.checkpoints,
             "suites": suites,
-            "engine": self.config["engine"],
+            "engine": self.engine_spec(),
             "evaluate_as": experiment["evaluate_as"],
             "seed": run.seed,
         }

@@ -47,8 +47,10 @@ def steered(causal, layer: int, shift: torch.Tensor) -> Iterator[None]:
     if layer >= len(blocks):
         raise ValueError(f"steering: layer {layer} does not exist: the model has blocks 0 to {len(blocks) - 1}")
 
+    on_device = shift.to(next(causal.parameters()).device)
+
     def add(module, inputs, output: torch.Tensor) -> torch.Tensor:
-        return output + shift.to(output)
+        return output + on_device.to(output.dtype)
 
     handle = blocks[layer].register_forward_hook(add)
     try:
