@@ -281,7 +281,8 @@ def _run(name, group, template, fields, seed, settings, path, config, known) -> 
         _check_mixture(data, train, f"{path}: runs.{group}.data")
     _check_marker(data, train, settings, at)
     if train["regulariser"]:
-        train["regulariser"] = _regulariser(train["regulariser"], path, f"runs.{group}.train.regulariser", settings)
+        key = f"runs.{group}.train.regulariser"
+        train["regulariser"] = _regulariser(train["regulariser"], path, key, settings, known)
     added = {"regulariser": train["regulariser"] and train["regulariser"]["kind"], "contrast": train["contrast"]}
     for key, value in added.items():
         if train["method"] == "full" and value and value != "steering":
@@ -291,7 +292,8 @@ def _run(name, group, template, fields, seed, settings, path, config, known) -> 
     return Run(name, run_name, seed, group, parent, data=data, train=train, **common)
 
 
-def _regulariser(raw: dict, path: str, key: str, settings: dict) -> dict:
+def _regulariser(raw: dict, path: str, key: str, settings: dict, known: Registries) -> dict:
+    """A regulariser with its kind's settings checked; a steering one must find its vector among those extracted."""
     regulariser = validated(raw, "experiment", path, f"regulariser_{raw['kind']}", key)
     if regulariser["kind"] == "steering":
         extracted = settings["vectors"]
@@ -303,6 +305,14 @@ def _regulariser(raw: dict, path: str, key: str, settings: dict) -> dict:
                     f"{path}: {key}.{name}: {regulariser[name]!r} is not extracted; add it to vectors.{plural}"
                     f" (now {json.dumps(extracted[plural])})"
                 )
+        cells = extracted.get(extracted["cells"], [])
+        if isinstance(cells, list) and regulariser["vector"] not in cells:
+            raise ConfigError(
+                f"{path}: {key}.vector: {regulariser['vector']!r} is no cell of vectors.{extracted['cells']}"
+                f"{closest(regulariser['vector'], cells)}"
+            )
+        if isinstance(cells, str):
+            known.check_persona(regulariser["vector"], f"{path}: {key}.vector")
     return regulariser
 
 
