@@ -33,6 +33,7 @@ rule completions_browser:
 rule report_page:
     input:
         of(FILES.report_files),
+        claims="<root>/claims.parquet",
         pages=REPORT_PAGES,
         code=code("report_page"),
     output:
@@ -53,5 +54,5 @@ rule report_page:
         experiments=of(FILES.report_sections),
         root=FILES.root,
     shell:
-        "{resources.python} workflow/scripts/report_page.py --experiments {params.experiments:q} --root {params.root}"
-        " --spec {params.spec:q} --out {output.page} --manifest {output.manifest} > {log} 2>&1"
+        "{resources.python} workflow/scripts/report_page.py --experiments {params.experiments:q} --claims {input.claims}"
+        " --root {params.root} --spec {params.spec:q} --out {output.page} --manifest {output.manifest} > {log} 2>&1"

@@ -1,8 +1,8 @@
 """Write the report: one offline page that opens with the answers of all experiments.
 
-Reads, per experiment of `--experiments` (JSON of Files.report_sections), the figures and summary of its closing
-analysis, the completions and labels of its runs, and, below the results folder `--root`, manifests and merge reports.
-Manifests are read where they lie: they change only together with the files they describe. Writes `--out`.
+Reads `--claims` (claims.parquet); per experiment of `--experiments` (JSON of Files.report_sections) the figures and
+summary of its closing analysis and the completions and labels of its runs; below the results folder `--root` manifests
+and merge reports, where they lie: they change only together with the files they describe. Writes `--out`.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import pandas as pd
 
 from spillover import provenance, report_facts, report_page
 from spillover.browser import KEY
+from spillover.claims import NOT_RUN
 
 
 def read(paths: list[str], columns: list[str]) -> pd.DataFrame:
@@ -25,6 +26,7 @@ def read(paths: list[str], columns: list[str]) -> pd.DataFrame:
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--experiments", required=True)
+    parser.add_argument("--claims", required=True)
     parser.add_argument("--root", required=True)
     parser.add_argument("--pages", default="workflow/report")
     parser.add_argument("--spec", default="{}")
@@ -35,7 +37,8 @@ def main(argv: list[str] | None = None) -> None:
 
     clock = provenance.start_clock()
     spec, pages = json.loads(args.spec), Path(args.pages)
-    sections, inputs = [], []
+    claims = pd.read_parquet(args.claims)
+    sections, inputs = [], [args.claims]
     for about in json.loads(args.experiments):
         about |= {"settings": spec["experiments"][about["name"]], "model": spec["model"], "judge": spec["judge"]}
         folder = Path(args.root, about["name"])
@@ -44,7 +47,8 @@ def main(argv: list[str] | None = None) -> None:
         caveats = report_facts.label_caveats(completions, labels) if len(completions) else []
         caveats += report_facts.merge_caveats(sorted(folder.rglob("merge_report-*.json")))
         found = report_facts.manifests(folder)
-        sections.append(report_page.section(about, pages, caveats, found) | {"manifests": found})
+        own = claims[(claims["experiment"] == about["name"]) & (claims["verdict"] != NOT_RUN)].to_dict("records")
+        sections.append(report_page.section(about, pages, own, caveats, found) | {"manifests": found})
         inputs += [*about["completions"], *about["labels"]]
     config = {key: value for key, value in spec.items() if key != "experiments"}
     text = report_page.page(

@@ -42,7 +42,12 @@ def main(argv: list[str] | None = None) -> None:
         raise SystemExit(str(error)) from None
     with provenance.atomic_path(args.json) as path:
         path.write_text(
-            json.dumps(provenance.jsonable(spill_report.stated(summary)), indent=1, sort_keys=True, ensure_ascii=False)
+            json.dumps(
+                provenance.jsonable(summary | {"answer": spill_report.answer(summary)}),
+                indent=1,
+                sort_keys=True,
+                ensure_ascii=False,
+            )
             + "\n"
         )
     with provenance.atomic_path(args.out) as path:

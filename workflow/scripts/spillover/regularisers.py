@@ -21,14 +21,10 @@ Only `steering` works on a model whose head is trained.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
-import numpy as np
 import torch
-from safetensors import safe_open
 from torch.nn import functional as F
 
 from spillover import losses
@@ -189,48 +185,3 @@ def unlikelihood(hidden: torch.Tensor, head: torch.Tensor, pack: Pack) -> torch.
     whole = torch.segment_reduce(pieces, "sum", lengths=pack.avoided_lengths)
     # a millionth less than the probability: a sure marker keeps a finite loss with a gradient
     return -torch.log(-torch.expm1(whole - 1e-6)).sum()
-
-
-def steering_shift(path: str | Path, regulariser: dict) -> tuple[torch.Tensor, dict[str, float]]:
-    """The shift of a block's output (size,) float32, and what a manifest should say of it.
-
-    It is the coefficient times the centroid of the cell `vector` less the mean centroid of all cells of the file, not
-    normalised; `relative_size` is its length over the mean length of a centroid. Raises ValueError naming what the
-    file does not have.
-    """
-    at = f"{regulariser['method']}/layer{regulariser['layer']}/centroid"
-    with safe_open(path, "np") as file:
-        cells = json.loads(file.metadata()["cells"])
-        if regulariser["vector"] not in cells:
-            raise ValueError(f"{path} has no vector of {regulariser['vector']!r}; it has: {', '.join(cells)}")
-        if at not in file.keys():
-            raise ValueError(f"{path} has no {at}; it has: {', '.join(k for k in file.keys() if 'centroid' in k)}")
-        centroids = file.get_tensor(at).astype(np.float64)
-    shift = regulariser["coefficient"] * (centroids[cells.index(regulariser["vector"])] - centroids.mean(0))
-    size = float(np.linalg.norm(shift))
-    told = {"size": size, "relative_size": size / float(np.linalg.norm(centroids, axis=1).mean())}
-    return torch.from_numpy(shift.astype(np.float32)), told
-
-
-@contextmanager
-def steered(causal, layer: int, shift: torch.Tensor) -> Iterator[None]:
-    """Within the block, `shift` (size,) is added to the output of decoder block `layer` at every position.
-
-    Raises ValueError for a layer that the model does not have.
-    """
-    blocks = causal.get_decoder().layers
-    if layer >= len(blocks):
-        raise ValueError(
-            f"train.regulariser.layer: {layer} does not exist: the model has blocks 0 to {len(blocks) - 1}"
-        )
-
-    on_device = shift.to(next(causal.parameters()).device)
-
-    def add(module, inputs, output: torch.Tensor) -> torch.Tensor:
-        return output + on_device.to(output.dtype)
-
-    handle = blocks[layer].register_forward_hook(add)
-    try:
-        yield
-    finally:
-        handle.remove()

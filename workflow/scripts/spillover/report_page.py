@@ -1,8 +1,8 @@
 """The report: one offline page that opens with the answers, then each experiment's figure, claims, caveats and cost.
 
-It is generic: an experiment appears with whatever its closing analysis made. Read are every PNG, `summary.md` (shown as
-it is) and of `summary.json` the keys `answer`, `claims` (a list of {claim, verdict, text}, optionally with `statement`)
-and `caveats`. The page decides nothing and computes nothing but sums of costs and shares of labels.
+It is generic: an experiment appears with whatever its closing analysis made. Read are every PNG, `summary.md` (shown
+as it is), of `summary.json` the keys `answer` and `caveats`, and the experiment's rows of the claims table. The page
+decides nothing and computes nothing but sums of costs and shares of labels.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ BAD = {"does not appear", "not supported", "fails", "fail", "failed", "refuted",
 ENDS = {"im_end": "<|im_end|>", "newline": "the newline after <|im_end|>"}
 
 
-def section(about: dict, captions: Path, caveats: list[str], found: list[dict]) -> dict:
+def section(about: dict, captions: Path, claims: list[dict], caveats: list[str], found: list[dict]) -> dict:
     """Everything the page shows of one experiment.
 
     `about` comes from Files.report_sections, with `settings`, `model` and `judge` added; `found` are the experiment's
-    manifests, `caveats` sentences from its labels.
+    manifests, `claims` its rows of claims.parquet, `caveats` sentences from its labels.
     """
     folder = Path(about["folder"])
     numbers = _json(folder / "summary.json") if about["summary"] else {}
-    claims = [_claim(claim) for claim in numbers.get("claims", []) if isinstance(claim, dict)]
+    alarms = list(dict.fromkeys(alarm for claim in claims for alarm in claim["alarms"]))
     seeds = about["settings"]["seeds"]
     once = ["One seed: intervals cover the sampling of completions, not what another training run would give."]
     given = numbers.get("caveats", [])
@@ -41,8 +41,9 @@ def section(about: dict, captions: Path, caveats: list[str], found: list[dict]) 
     return about | {
         "figures": [_figure(folder / name, captions) for name in about["figures"]],
         "answer": numbers.get("answer"),
-        "claims": claims,
-        "tally": _tally(claims),
+        "claims": [claim | {"tone": _tone(claim["verdict"])} for claim in claims],
+        "tally": ", ".join(f"{n} {verdict}" for verdict, n in Counter(c["verdict"] for c in claims).most_common()),
+        "alarms": alarms,
         "summary_html": markdown(text),
         "caveats": [*(once if len(seeds) == 1 else []), *map(str, given), *caveats],
         "costs": report_facts.costs(found),
@@ -155,20 +156,8 @@ def _figure(path: Path, captions: Path) -> dict:
     return {"name": path.stem.replace("_", " "), "data": data, "caption": body, "alt": " ".join(text.split())}
 
 
-def _claim(claim: dict) -> dict:
-    verdict = str(claim.get("verdict", claim.get("outcome", "no verdict")))
-    tone = "good" if verdict in GOOD else "bad" if verdict in BAD else "open"
-    statement = claim.get("statement", claim.get("claim", ""))
-    return {
-        "statement": statement,
-        "verdict": verdict,
-        "tone": tone,
-        "text": claim.get("text", claim.get("evidence", "")),
-    }
-
-
-def _tally(claims: list[dict]) -> str:
-    return ", ".join(f"{count} {verdict}" for verdict, count in Counter(c["verdict"] for c in claims).most_common())
+def _tone(verdict: str) -> str:
+    return "good" if verdict in GOOD else "bad" if verdict in BAD else "open"
 
 
 def _json(path: Path) -> dict:

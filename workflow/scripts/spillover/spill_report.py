@@ -25,13 +25,8 @@ def markdown(summary: dict, title: str = "Language spill") -> str:
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def stated(summary: dict) -> dict:
-    """The summary with its answer in two sentences, and with every claim in the write-up's words."""
-    claims = [claim | {"statement": PUBLISHED_CLAIMS[claim["claim"]]} for claim in summary["claims"]]
-    return summary | {"answer": _answer(summary), "claims": claims}
-
-
-def _answer(summary: dict) -> str:
+def answer(summary: dict) -> str:
+    """What the experiment found, in two sentences."""
     cells, total = summary["spilling"], summary["bystander_cells"]
     text = f"{len(cells)} of {total} bystander cells of mismatched conditions spill"
     if cells:

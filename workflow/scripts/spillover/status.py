@@ -52,7 +52,7 @@ def progress(targets: Sequence[str] = (), *, directory: str | Path = ".", **opti
     """One record per experiment, and one for the jobs that they share. Options as `audit.planned_jobs`.
 
     A job is running if Snakemake holds the folder's lock and has marked the job's outputs as begun, and failed if it
-    has a log but never left its outputs: a job that was stopped counts too, until it is run again. Raises AuditError.
+    has a log but left no outputs: a job that was stopped counts too, until it is run again. Raises AuditError.
     """
     directory = Path(directory)
     everything = planned_jobs(targets, directory=directory, forceall=True, **options)
@@ -163,10 +163,17 @@ def _state(job: PlannedJob, is_left: bool, begun: set[str], lengths: dict, direc
         return JobState(job, DONE, seconds, [])
     if begun & set(job.outputs):
         return JobState(job, RUNNING, seconds, _tail(job, directory))
-    made = Path(directory, job.manifest or job.outputs[0]).exists()
-    if not made and any(Path(directory, log).is_file() for log in job.logs):
+    if not Path(directory, job.manifest or job.outputs[0]).exists() and _ended_badly(job, directory):
         return JobState(job, FAILED, seconds, _tail(job, directory))
     return JobState(job, WAITING, seconds, [])
+
+
+def _ended_badly(job: PlannedJob, directory: Path) -> bool:
+    """Whether a log says something that no success came after (only success writes a benchmark)."""
+    logs = [path for log in job.logs if (path := Path(directory, log)).is_file() and path.stat().st_size]
+    benchmark = Path(directory, job.benchmark) if job.benchmark else None
+    ended = benchmark.stat().st_mtime if benchmark and benchmark.is_file() else 0
+    return any(path.stat().st_mtime > ended for path in logs)
 
 
 def _experiment(name: str, jobs: list[JobState], directory: Path) -> Progress:

@@ -172,8 +172,8 @@ def pinned_cell(table: pd.DataFrame, learning_rate: float, epochs: float, source
     lies = "lies" if row["regime"] == "selective" else "does not lie"
     text = (
         f"The cell at {name} {lies} in the sweep's selective band: {row['regime']} (source "
-        f"{100 * row['source']:.1f} %, largest other persona {100 * row['leak']:.1f} %, simultaneous upper bound {100 * row['leak_high']:.1f} %; "
-        f"seeds: {row['seed_regimes']})."
+        f"{100 * row['source']:.1f} %, largest other persona {100 * row['leak']:.1f} %, simultaneous upper bound "
+        f"{100 * row['leak_high']:.1f} %; seeds: {row['seed_regimes']})."
     )
     return {"measured": True, "in_band": bool(row["regime"] == "selective"), **row[kept].to_dict(), "text": text}
 
