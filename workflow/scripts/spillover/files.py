@@ -175,6 +175,19 @@ class Files:
     def steering_flags(self, run_id: str) -> str:
         return "".join(f"--steering {path}" for path in self.steering_files(run_id))
 
+    def weight_change_files(self, run_id: str) -> list[str]:
+        """What tells how far a run's weights moved: its adapter, or all its weights and its parent's."""
+        run = self.plan.runs[run_id]
+        if run.method == "full":
+            return self.model_files(Model(run_id)) + self.model_files(run.parent)
+        return self.adapter_files(Model(run_id))
+
+    def weight_change_flags(self, run_id: str) -> str:
+        run = self.plan.runs[run_id]
+        if run.method == "full":
+            return f"--model {self.model_folder(Model(run_id))} {self._base_flags(run.parent)}"
+        return f"--adapter {self.adapter_folder(Model(run_id))}"
+
     def referred_model(self, run_id: str, label: str) -> Model:
         """The model reference behind the name of a merged or stacked folder, or of a pool.
 
