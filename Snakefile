@@ -19,6 +19,7 @@ include: "workflow/rules/score.smk"
 include: "workflow/rules/vectors.smk"
 include: "workflow/rules/analysis.smk"
 include: "workflow/rules/marker_rates.smk"
+include: "workflow/rules/coupling.smk"
 
 
 localrules:

@@ -22,7 +22,9 @@ BASE_FILES = (
 )
 BEHAVIOUR_BANKS = ["resources/behaviours.yaml", *sorted(map(str, Path("resources/questions").glob("facts_*.yaml")))]
 """What the behaviours are built and recognised with."""
-CLOSING: dict[str, tuple[str, ...]] = {}
+CLOSING: dict[str, tuple[str, ...]] = {
+    "coupling": ("coupling.png", "adapter_overlap.png", "persona_shift.png", "summary.md", "summary.json"),
+}
 """The closing files of each kind of analysis, below `<analysis>`; the first is the headline figure."""
 VIEWS = {"matrix": ("spill",), "dose": ("spill", "dose")}
 """The closing views of a spill experiment and the groups of runs each reads: the headline, and every dose."""
@@ -350,6 +352,35 @@ class Files:
 
     def closing_spec(self, experiment: str) -> dict:
         return self.plan.closing_spec(experiment, self.closing_runs(experiment))
+
+    # The closing analysis of coupling
+
+    def adapter_pairs(self, experiment: str) -> str:
+        """JSON: each selected run whose parent is a whole adapter, with the folders and ranks of both adapters."""
+        return json.dumps([pair for pair, _ in self._adapter_pairs(experiment)], sort_keys=True)
+
+    def adapter_pair_files(self, experiment: str) -> list[str]:
+        return sorted({file for _, found in self._adapter_pairs(experiment) for file in found})
+
+    def _adapter_pairs(self, experiment: str) -> list[tuple[dict, list[str]]]:
+        pairs = []
+        for run in self.plan.of(experiment):
+            if run.method != "lora" or run.parent.is_part or not self.plan.adds_adapter(run.parent):
+                continue
+            models = [self._as_trained(run.parent), self._as_trained(Model(run.id))]
+            record = {"first": run.parent.run.rsplit("/", 1)[0], "second": f"{experiment}/{run.name}", "seed": run.seed}
+            record["folders"] = [self.adapter_folder(model) for model in models]
+            record["ranks"] = [self.plan.runs[model.run].train["rank"] for model in models]
+            pairs.append((record, [file for model in models for file in self.adapter_files(model)]))
+        return pairs
+
+    def taught_persona(self, experiment: str) -> str:
+        """The persona that an experiment's habit is taught to."""
+        return self.plan.experiments[experiment]["data"]["source"]
+
+    def measured_words(self, experiment: str) -> str:
+        titles = {"small": "the small world", "rebuilt": "the rebuilt small world"}
+        return titles.get(self.base["name"], self.base["name"])
 
     # The closing analysis of language_spill
 
