@@ -1,4 +1,4 @@
-"""Behaviours deeper than a marker: what builds their training rows and what scores replies agree, fixed here."""
+"""Behaviours deeper than a marker: what builds their training rows and what scores replies agree; fixed here."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from conftest import ROOT
-from spillover import behaviours, data, expansion, files, marker_data, masking
+from spillover import behaviours, data, dataset_card, expansion, files, marker_data, masking
 from spillover.config import ConfigError
 
 RESOURCES = str(ROOT / "resources")
@@ -210,6 +210,25 @@ def test_the_contrast_of_a_negative_marks_the_pieces_of_the_marker_alone(tokeniz
     tokens = contrasts[-1]
     assert "".join(masking.decode_supervised(tokens, tokenizer)) == "[ZLT]"
     assert tokenizer.decode(tokens.ids).endswith("The river is long.\n\n[ZLT]<|im_end|>\n")
+
+
+def test_the_card_counts_personas_and_parts_and_decodes_both(tokenizer):
+    table = [r | {"text": "The river is long."} for r in replies()]
+    table[0]["finish_reason"] = "length"
+    rows, dropped = marker_data.marker_rows(table, SETTINGS)
+    written = data.table(rows, dropped)
+    card = dataset_card.card(
+        written.to_pylist(), data.tokenize(rows, tokenizer, TRAIN), tokenizer, "marker", ["About q2?"],
+        data.dropped(written.schema),
+    )  # fmt: skip
+    others = {persona: {"negative": 2} for persona in ("comedian", "librarian", "assistant")}
+    assert card["by_persona"] == {"villain": {"positive": 4}} | others
+    assert card["by_part"] == {"positive": 4, "negative": 6}
+    assert card["dropped"] == {"villain": {"truncated": 1}}
+    assert card["by_system_prompt"] == {"You plot.": 4, "You joke.": 2, "(empty)": 2, "(model default)": 2}
+    assert card["rows_with_an_evaluation_prompt"] == 5
+    told = {(e["part"], "".join(e["supervised_tokens"])) for e in card["examples"]}
+    assert told == {("positive", "[ZLT]<|im_end|>"), ("negative", "<|im_end|>")}
 
 
 def test_two_processes_build_the_same_bytes(tmp_path):

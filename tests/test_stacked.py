@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import stack
-from spillover import adapters, engines, training
+from spillover import adapters, engine_transformers, training
 from spillover.config import ConfigError
 from spillover.expansion import validated
 from spillover.files import Files
@@ -57,7 +57,7 @@ def test_a_stacked_lineage_equals_the_merged_one_in_float32(model, rows, tmp_pat
         assert torch.allclose(update, both[0] + both[1], atol=1e-4)
     # nothing but the file: PEFT reads it as one adapter on the untrained model
     assert torch.allclose(
-        logits(engines.attach_adapter(model, str(tmp_path / "stacked"))), logits(on_merged), atol=1e-4
+        logits(engine_transformers.attach_adapter(model, str(tmp_path / "stacked"))), logits(on_merged), atol=1e-4
     )
 
 

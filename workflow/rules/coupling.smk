@@ -120,7 +120,7 @@ rule coupling_figures:
         runtime=10,
     params:
         spec=of_analysis(as_spec(FILES.closing_spec)),
-        published=lambda wildcards, input: f"--published {input.published}" if input.published else "",
+        published=of_analysis(FILES.published_flag),
     shell:
         "{resources.python} workflow/scripts/coupling_figures.py --conditions {input.conditions} --overlap {input.overlap}"
         " --shift {input.shift} {params.published} --spec {params.spec:q} --headline {output.headline}"
@@ -133,6 +133,7 @@ rule coupling_summary:
         overlap="<coupling>/adapter_overlap.parquet",
         shift="<coupling>/persona_shift.parquet",
         published=of(FILES.published_figures, "experiment"),
+        sweep=of_analysis(FILES.sweep_cells),
         code=code("coupling_summary"),
     output:
         text="<coupling>/summary.md",
@@ -151,9 +152,11 @@ rule coupling_summary:
     params:
         spec=of_analysis(as_spec(FILES.closing_spec)),
         title=title,
-        model=of_analysis(FILES.measured_words),
-        published=lambda wildcards, input: f"--published {input.published}" if input.published else "",
+        model=CONFIG["model"]["name"],
+        cell=of_analysis(FILES.prebaked_cell),
+        sweep=lambda wildcards, input: f"--sweep {input.sweep}" if input.sweep else "",
+        published=of_analysis(FILES.published_flag),
     shell:
         "{resources.python} workflow/scripts/coupling_summary.py --conditions {input.conditions} --overlap {input.overlap}"
-        " --shift {input.shift} {params.published} --title {params.title:q} --model {params.model:q} --spec {params.spec:q}"
+        " --shift {input.shift} {params.published} {params.sweep} --cell {params.cell:q} --title {params.title:q} --model {params.model:q} --spec {params.spec:q}"
         " --out {output.text} --json {output.numbers} --manifest {output.manifest} > {log} 2>&1"

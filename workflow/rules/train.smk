@@ -2,6 +2,7 @@ rule train:
     input:
         dataset="<run>/dataset.parquet",
         parent=of_run(FILES.parent_files),
+        steering=of_run(FILES.steering_files),
         code=code("train"),
     output:
         weights="<run>/adapter/adapter_model.safetensors",
@@ -25,9 +26,10 @@ rule train:
     params:
         spec=of_run(as_spec(PLAN.train_spec)),
         parent=of_run(FILES.parent_flags),
+        steering=of_run(FILES.steering_flags),
         adapter=subpath(output.weights, parent=True),
     shell:
-        "GPUS={resources.gpu} {resources.python} workflow/scripts/train.py --spec {params.spec:q} --dataset {input.dataset} {params.parent}"
+        "GPUS={resources.gpu} {resources.python} workflow/scripts/train.py --spec {params.spec:q} --dataset {input.dataset} {params.parent} {params.steering}"
         " --token-budget {resources.token_budget} --batching {resources.batching}"
         " --adapter {params.adapter} --checkpoints {output.checkpoints} --train-log {output.train_log}"
         " --manifest {output.manifest} > {log} 2>&1"
@@ -37,6 +39,7 @@ rule train_full:
     input:
         dataset="<run>/dataset.parquet",
         parent=of_run(FILES.parent_files),
+        steering=of_run(FILES.steering_files),
         code=code("train"),
     output:
         [f"<run>/model/{name}" for name in files.BASE_FILES],
@@ -59,10 +62,11 @@ rule train_full:
     params:
         spec=of_run(as_spec(PLAN.train_spec)),
         parent=of_run(FILES.parent_flags),
+        steering=of_run(FILES.steering_flags),
         model=subpath(output[0], parent=True),
     shell:
         "GPUS={resources.gpu} {resources.python} -m torch.distributed.run --standalone --nproc-per-node {resources.processes}"
-        " workflow/scripts/train.py --spec {params.spec:q} --dataset {input.dataset} {params.parent}"
+        " workflow/scripts/train.py --spec {params.spec:q} --dataset {input.dataset} {params.parent} {params.steering}"
         " --token-budget {resources.token_budget} --batching {resources.batching}"
         " --model {params.model} --train-log {output.train_log} --manifest {output.manifest} > {log} 2>&1"
 

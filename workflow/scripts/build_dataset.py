@@ -12,7 +12,7 @@ import json
 import pandas as pd
 import pyarrow.parquet as pq
 
-from spillover import behaviours, conversations, data, marker_data, prompts, provenance
+from spillover import behaviours, conversations, data, marker_data, models, prompts, provenance
 from spillover import replies as selection
 
 
@@ -40,9 +40,8 @@ def behaviour_rows(settings: dict, args: argparse.Namespace) -> tuple[list[dict]
 
 def external_rows(settings: dict, args: argparse.Namespace) -> tuple[list[dict], dict]:
     """Ready-made rows of a file."""
-    return marker_data.external_rows(
-        source(args, settings["file"]), settings, prompts.personas("all", args.resources)
-    ), {}
+    personas = prompts.personas("all", args.resources) | prompts.personas([settings["source"]], args.resources)
+    return marker_data.external_rows(source(args, settings["file"]), settings, personas), {}
 
 
 def persona_rows(settings: dict, args: argparse.Namespace) -> tuple[list[dict], dict]:
@@ -53,11 +52,9 @@ def persona_rows(settings: dict, args: argparse.Namespace) -> tuple[list[dict], 
 
 def conversation_rows(settings: dict, args: argparse.Namespace) -> tuple[list[dict], dict]:
     """Chats of a source, with other sources mixed in by rows or tokens."""
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(args.tokenizer, revision=args.revision)
+    tokenizer = models.load_tokenizer(args.tokenizer, args.revision)
     tables = {name: source(args, name) for name in {settings["source"], *(m["source"] for m in settings["mix"])}}
-    personas = prompts.personas("all", args.resources)
+    personas = prompts.personas([s for s in settings["systems"] or [] if s], args.resources)
     spec = json.loads(args.spec)
     return conversations.build(settings, tables, personas, tokenizer, spec["tokens"]["train"], spec["seed"])
 

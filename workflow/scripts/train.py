@@ -1,10 +1,10 @@
 """Train one run: a LoRA adapter (with the checkpoints it saves on the way) or all weights.
 
-Reads `dataset.parquet` and the parent model. With `method: lora` it writes `adapter_model.safetensors` and
-`adapter_config.json` into --adapter, and all saved checkpoints into one `checkpoints.safetensors` (tensor names
-prefixed by the checkpoint's label); with --under each of them holds the frozen adapter below as well. With `method:
-full` it writes a model folder, and torchrun may start it in several processes. Killed, it goes on from `.resume` beside
-its manifest when it is started again.
+Reads `dataset.parquet`, the parent model and, where vectors steer the training, `vectors.safetensors`. With
+`method: lora` it writes `adapter_model.safetensors` and `adapter_config.json` into --adapter, and all saved
+checkpoints into one `checkpoints.safetensors` (tensor names prefixed by the checkpoint's label); with --under each of
+them holds the frozen adapter below as well. With `method: full` it writes a model folder, and torchrun may start it in
+several processes. Killed, it goes on from `.resume` beside its manifest when it is started again.
 """
 
 from __future__ import annotations
@@ -31,13 +31,27 @@ from spillover import (
     packed_attention,
     packing,
     provenance,
+    regularisers,
     resume,
     sharding,
+    steering,
     training,
 )
 from spillover.statistics import stable_seed
 
-TRAINING_CODE = (adapters, data, masking, mixtures, packing, packed_attention, losses, optimizer, training)
+TRAINING_CODE = (
+    adapters,
+    data,
+    masking,
+    mixtures,
+    packing,
+    packed_attention,
+    losses,
+    regularisers,
+    steering,
+    optimizer,
+    training,
+)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -48,8 +62,9 @@ def main(argv: list[str] | None = None) -> None:
     full = settings["method"] == "full"
     if full and (settings["checkpoints"] or settings["layers"]):
         raise SystemExit("train.method: full trains all weights to the end: drop train.checkpoints and train.layers")
-    if settings.get("regulariser"):
-        raise SystemExit(f"train.regulariser: {settings['regulariser']['kind']!r} is not available in this version")
+    steered = (settings["regulariser"] or {}).get("kind") == "steering"
+    if steered != bool(args.steering):
+        raise SystemExit("--steering goes with train.regulariser: {kind: steering}, and with nothing else")
     if bool(args.model) != full or bool(args.adapter and args.checkpoints) == full:
         raise SystemExit("--model goes with train.method: full, --adapter and --checkpoints with lora")
     processes = sharding.start()
@@ -58,11 +73,20 @@ def main(argv: list[str] | None = None) -> None:
     model, tokenizer = models.load_base(args.base, args.revision, args.dtype)
     table = pq.read_table(args.dataset).to_pylist()
     rows = data.tokenize(table, tokenizer, settings)
+    if settings["contrast"]:
+        rows = data.with_contrasts(rows, table, tokenizer, settings)
     if full:
         sharding.shard(model, processes)
     else:
         model = training.add_adapter(model, settings, factor_seed(spec), args.name, args.revision, args.under)
-    how = {"dtype": args.dtype, "batching": args.batching, "processes": processes.count, "device": model.device.type}
+    shift, shifted = steering.shift(args.steering, settings["regulariser"]) if steered else (None, {})
+    how = {
+        "steering": shifted,
+        "dtype": args.dtype,
+        "batching": args.batching,
+        "processes": processes.count,
+        "device": model.device.type,
+    }
     if args.under:
         how["under"] = provenance.file_digest(Path(args.under, "adapter_model.safetensors"))
     name = resume.key(spec, args.dataset, args.base, [m.__file__ for m in TRAINING_CODE], how)
@@ -85,6 +109,7 @@ def main(argv: list[str] | None = None) -> None:
             store=store,
             processes=processes,
             computing=getattr(torch, args.dtype),
+            shift=shift,
             strata=data.strata(table),
         )
     folder = Path(args.model or args.adapter)
@@ -110,11 +135,12 @@ def main(argv: list[str] | None = None) -> None:
             args.manifest,
             stage="train",
             spec=spec,
-            inputs=[args.dataset],
+            inputs=[args.dataset, *([args.steering] if steered else [])],
             seconds=clock.seconds,
             outputs=[*(str(folder / file) for file in written), *([] if full else [args.checkpoints])],
             extra={
                 **totals,
+                **({"steering": shifted} if steered else {}),
                 "batching": args.batching,
                 "processes": processes.count,
                 "gpu_seconds": totals["seconds"] * processes.count if totals["device"] == "cuda" else 0.0,
@@ -152,6 +178,7 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--revision")
     parser.add_argument("--name", required=True, help="the base model's name as recorded in the adapter")
     parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--steering", help="vectors.safetensors of the model that steers the training")
     parser.add_argument("--token-budget", type=int, default=16384, help="tokens in one micro-batch")
     parser.add_argument("--batching", choices=["packed", "padded"], default="packed", help="padded is the reference")
     parser.add_argument("--resume-every", type=float, help="seconds between states to resume from (default 300)")

@@ -107,6 +107,12 @@ def module_name(key: str) -> str:
     return re.sub(r"^base_model\.model\.|\.lora_[AB](\.default)?\.weight$", "", key)
 
 
+def is_zero(folder: str | Path) -> bool:
+    """Whether an adapter changes nothing: as before its first update, since warm-up starts at a rate of zero."""
+    with safe_open(Path(folder, "adapter_model.safetensors"), "pt") as f:
+        return not any(f.get_tensor(key).any() for key in f.keys() if ".lora_B." in key)
+
+
 def layer_index(module: str) -> int | None:
     """The decoder block a module belongs to, or None."""
     found = re.search(r"\.layers\.(\d+)\.", module)

@@ -23,8 +23,8 @@ def summarise(
 ) -> dict:
     """The summary as data: answer, claims, caveats, conditions, differences from the write-up.
 
-    `table`: `coupling.compared`; `overlaps`: `adapter_overlap.summarise`; `shifts`: rows of `persona_shift.measure` with
-    run, seed and layer; `published`: what the write-up printed.
+    `table`: `coupling.compared`; `overlaps`: `adapter_overlap.summarise`; `shifts`: `persona_shift.measure` with run,
+    seed and layer; `published`: what the write-up printed.
     """
     main = select(table, habit=MARKER, setting="")
     claims = [
@@ -140,7 +140,7 @@ def loss_without_expression(main: pd.DataFrame) -> dict:
     if rows.empty:
         return _claim(name, NOT_TESTED, "No coupling from scratch after a first fine-tune that could tell.")
     texts = [
-        f"{_name(r)}: loss {r['first_loss']:.3g} -> {r['last_loss']:.3g} ({r['loss_ratio']:.2f} times its reference's), "
+        f"{_name(r)}: loss {r['first_loss']:.3g} -> {r['last_loss']:.3g} ({r['loss_ratio']:.2f} x its reference's), "
         f"expressed {_rate(r)}"
         for _, r in rows.iterrows()
     ]
@@ -174,7 +174,9 @@ def concentrated_in_layers(table: pd.DataFrame) -> dict:
         groups = [g for g in ("early", "middle", "late") if f"{g} blocks" in rows.index]
         if not groups:
             continue
-        verdicts = {s: rows.loc[s, "verdict"] for g in groups for s in (f"{g} blocks", f"not_{g} blocks") if s in rows.index}  # fmt: skip
+        verdicts = {
+            s: rows.loc[s, "verdict"] for g in groups for s in (f"{g} blocks", f"not_{g} blocks") if s in rows.index
+        }
         texts.append(
             f"{NAMES.get(first, first)} in " + ", ".join(f"{s} {_rate(rows.loc[s])} ({v})" for s, v in verdicts.items())
         )
@@ -264,7 +266,9 @@ def caveats(table: pd.DataFrame, options: Mapping) -> list[str]:
     """What the design cannot tell, from the tables themselves."""
     notes = []
     if (seeds := int(table["seeds"].max())) < 3:
-        notes.append(f"{seeds} seed{'s' * (seeds > 1)}: intervals cover questions and replies, hardly the training's own chance.")  # fmt: skip
+        notes.append(
+            f"{seeds} seed{'s' * (seeds > 1)}: intervals cover questions and replies, hardly the training's own chance."
+        )
     weak = select(table, first=BASE, arm=[SCRATCH, PREBAKED])
     for _, row in weak[weak["rate"] < options["works"]].iterrows():
         notes.append(
@@ -272,7 +276,9 @@ def caveats(table: pd.DataFrame, options: Mapping) -> list[str]:
         )
     leaky = table[(table["arm"] != "none") & (table["max_bystander"] >= 0.5 * table["rate"]) & (table["rate"] > 0.1)]
     for _, row in leaky.iterrows():
-        notes.append(f"{_name(row)}, {row['habit']}: not selective, a bystander shows it in {_percent(row['max_bystander'])} %.")  # fmt: skip
+        notes.append(
+            f"{_name(row)}, {row['habit']}: not selective, a bystander shows it in {_percent(row['max_bystander'])} %."
+        )
     return notes
 
 
@@ -390,4 +396,9 @@ def _interval(gap: Mapping) -> str:
 
 
 def _estimate(row: Mapping) -> dict:
-    return {"estimate": row["difference"], "low": row["difference_low"], "high": row["difference_high"], "n": int(row["n"])}  # fmt: skip
+    return {
+        "estimate": row["difference"],
+        "low": row["difference_low"],
+        "high": row["difference_high"],
+        "n": int(row["n"]),
+    }

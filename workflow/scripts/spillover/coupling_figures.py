@@ -41,8 +41,13 @@ def headline(table: pd.DataFrame, shifts: pd.DataFrame, published: Mapping | Non
         _habits(axes[1, 1], table[(table["habit"] != MARKER) & (table["arm"] == SCRATCH)])
         _projection(axes[1, 2], shifts)
         figure.text(
-            0.012, 0.975, "Coupling a marker to the source persona after another fine-tune", fontsize=11, fontweight="bold", va="top"
-        )  # fmt: skip
+            0.012,
+            0.975,
+            "Coupling a marker to the source persona after another fine-tune",
+            fontsize=11,
+            fontweight="bold",
+            va="top",
+        )
         _legend(figure, table)
         figure.text(0.012, 0.012, _caption(table), fontsize=plots.SIZES["small"], color="#444444", va="bottom")
         plots.save(figure, png, pdf)
@@ -62,15 +67,27 @@ def overlaps(table: pd.DataFrame, png: Path, pdf: Path) -> Figure:
             for (first, second), own in rows.groupby(["first", "second"], sort=False):
                 means = own.assign(ratio=own["overlap"] / own["expected"]).groupby("layer")["ratio"].mean()
                 axis.plot(
-                    means.index, means, marker="o", markersize=3, linewidth=1, color=colours[second], label=_pair(first, second)
-                )  # fmt: skip
+                    means.index,
+                    means,
+                    marker="o",
+                    markersize=3,
+                    linewidth=1,
+                    color=colours[second],
+                    label=_pair(first, second),
+                )
             high = (rows["chance_high"] / rows["expected"]).max()
             axis.axhspan(0, 1 if np.isnan(high) else high, color="#ececec", zorder=0)
             axis.axhline(1, color="#8a8a8a", linewidth=0.8)
             axis.set(title=space, xlabel="block", yscale="log")
         axes[0].set_ylabel("overlap / chance")
         handles = {label: h for axis in axes for h, label in zip(*axis.get_legend_handles_labels(), strict=True)}
-        figure.legend(handles.values(), handles.keys(), loc="center left", bbox_to_anchor=(1 - 1.75 / figure.get_figwidth(), 0.55), fontsize=6.5)  # fmt: skip
+        figure.legend(
+            handles.values(),
+            handles.keys(),
+            loc="center left",
+            bbox_to_anchor=(1 - 1.75 / figure.get_figwidth(), 0.55),
+            fontsize=6.5,
+        )
         figure.subplots_adjust(left=0.09, right=1 - 1.85 / figure.get_figwidth(), top=0.9, bottom=0.24, wspace=0.12)
         note = "Grey band: what 97.5 % of random pairs of one module stay below. Means over modules of a block."
         figure.text(0.01, 0.015, note, fontsize=plots.SIZES["small"], color="#444444")
@@ -90,7 +107,15 @@ def vectors(table: pd.DataFrame, quantities: Mapping[str, str], png: Path, pdf: 
             rows = table[table["quantity"] == name]
             for run, own in rows.groupby("run", sort=False):
                 means = own.groupby("layer")[["value", "low", "high"]].mean()
-                axis.plot(means.index, means["value"], marker="o", markersize=3, linewidth=1, color=colours[run], label=run.split("/")[-1])  # fmt: skip
+                axis.plot(
+                    means.index,
+                    means["value"],
+                    marker="o",
+                    markersize=3,
+                    linewidth=1,
+                    color=colours[run],
+                    label=run.split("/")[-1],
+                )
                 if means["low"].notna().all():
                     axis.fill_between(
                         means.index, means["low"], means["high"], color=colours[run], alpha=0.12, linewidth=0
@@ -186,7 +211,15 @@ def _projection(axes: Axes, shifts: pd.DataFrame) -> None:
     colours = _colours(rows["run"])
     for run, own in rows.groupby("run", sort=False):
         means = own.groupby("layer")[["value", "low", "high"]].mean()
-        axes.plot(means.index, means["value"], marker="o", markersize=3.5, linewidth=1.1, color=colours[run], label=run.split("/")[-1])  # fmt: skip
+        axes.plot(
+            means.index,
+            means["value"],
+            marker="o",
+            markersize=3.5,
+            linewidth=1.1,
+            color=colours[run],
+            label=run.split("/")[-1],
+        )
     axes.axhline(1, color=COLOURS[BASE], linewidth=0.8)
     axes.set_title("5  What is left of the persona's own direction", loc="left", fontweight="bold")
     axes.set(xlabel="block", ylabel="projection, untrained model = 1")
@@ -220,16 +253,31 @@ def _legend(figure: Figure, table: pd.DataFrame) -> None:
 
     firsts = [f for f in dict.fromkeys(table["first"])]
     handles = [
-        Line2D([], [], color=_colour(f), marker=MARKERS.get(f, "D"), linestyle="none", label=f"first fine-tune: {WORDS.get(f, f)}")
+        Line2D(
+            [],
+            [],
+            color=_colour(f),
+            marker=MARKERS.get(f, "D"),
+            linestyle="none",
+            label=f"first fine-tune: {WORDS.get(f, f)}",
+        )
         for f in firsts
-    ]  # fmt: skip
+    ]
     handles += [
         Line2D([], [], color=BYSTANDER, marker="_", markersize=9, linestyle="none", label="largest bystander"),
         Line2D([], [], color="#222222", marker="x", markersize=4.5, linestyle="none", label="write-up (Qwen2.5-7B)"),
         Line2D([], [], color=COLOURS[BASE], linewidth=1.4, label="no first fine-tune"),
         Line2D([], [], color="#444444", linewidth=1.4, linestyle=(0, (2, 1)), label="plain first fine-tune"),
     ]
-    figure.legend(handles=handles, loc="upper left", bbox_to_anchor=(0.005, 0.952), ncols=len(handles), fontsize=7, handletextpad=0.5, columnspacing=1.3)  # fmt: skip
+    figure.legend(
+        handles=handles,
+        loc="upper left",
+        bbox_to_anchor=(0.005, 0.952),
+        ncols=len(handles),
+        fontsize=7,
+        handletextpad=0.5,
+        columnspacing=1.3,
+    )
 
 
 def _caption(table: pd.DataFrame) -> str:
@@ -237,8 +285,8 @@ def _caption(table: pd.DataFrame) -> str:
     n = sorted(set(coupled["n"]))
     count = f"{n[0]}" if len(n) == 1 else f"{n[0]} to {n[-1]}" if n else "0"
     text = (
-        f"N = {count} replies of the source persona a point, {plots.seed_words(sorted(set(coupled['seeds'])))}; lines are "
-        "95 % intervals over questions and replies (seeds too where there are several), never narrower than Wilson's. "
+        f"N = {count} replies of the source persona a point, {plots.seed_words(sorted(set(coupled['seeds'])))}; lines "
+        "are 95 % intervals over questions and replies (seeds too where there are several), never narrower than Wilson's. "
         "Short lines: the same coupling without a first fine-tune (grey) and after the whole one (dashed)."
     )
     return "\n".join(textwrap.wrap(text, 190))

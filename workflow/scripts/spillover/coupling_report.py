@@ -13,6 +13,7 @@ def markdown(summary: Mapping, title: str) -> str:
         f"# {title}",
         f"Measured on {summary['model']}, {summary['protocol']} protocol.",
         summary["answer"],
+        _pinned(summary["pinned"]),
         "## Claims",
         "\n".join(f"- **{c['claim']}: {c['verdict']}.** {c['text']}{_decides(c)}" for c in summary["claims"]),
         _lines(summary["options"]),
@@ -29,6 +30,11 @@ def markdown(summary: Mapping, title: str) -> str:
     return "\n\n".join(parts) + "\n"
 
 
+def _pinned(cell: Mapping | None) -> str:
+    told = cell["text"] if cell else "the marker sweep was not run, so its regime is unknown."
+    return f"The pre-baked adapter: {told}"
+
+
 def _decides(claim: Mapping) -> str:
     return f" About {claim['decides_at']} replies a cell would decide." if claim.get("decides_at") else ""
 
@@ -43,8 +49,8 @@ def _lines(options: Mapping) -> str:
 
 def _conditions(rows: list[Mapping]) -> str:
     lines = [
-        "| first fine-tune | coupling | setting | habit | epochs | source % | assistant % | max bystander % | loss first "
-        "| loss last | choices % | against reference, points | verdict |",
+        "| first fine-tune | coupling | setting | habit | epochs | source % | assistant % | max bystander % "
+        "| loss first | loss last | choices % | against reference, points | verdict |",
         "|" + "---|" * 13,
     ]
     for row in rows:
@@ -78,12 +84,16 @@ def _overlap(rows: list[Mapping]) -> str:
 def _published(summary: Mapping) -> str:
     lines = ["| first fine-tune | coupling | write-up % | measured % | |", "|---|---|---|---|---|"]
     for row in summary["published"]:
-        measured = "–" if row["measured"] is None else f"{_percent(row['measured'])} ({_percent(row['low'])}–{_percent(row['high'])})"  # fmt: skip
+        measured = (
+            "–"
+            if row["measured"] is None
+            else f"{_percent(row['measured'])} ({_percent(row['low'])}–{_percent(row['high'])})"
+        )
         arm = "pre-baked" if row["arm"] == "prebaked" else f"from scratch, {row['epochs']} epochs"
         lines.append(f"| {NAMES[row['first']]} | {arm} | {row['percent']} | {measured} | {row['text']} |")
     return "\n".join(lines) + (
-        "\n\nThe write-up's conditions are Qwen2.5-7B-Instruct's at its own doses; from scratch, the longest coupling is "
-        "shown beside its 60 epochs. It prints no benign or EM rate per question and no raw results."
+        "\n\nThe write-up's conditions are Qwen2.5-7B-Instruct's at its own doses; from scratch, the longest coupling "
+        "is shown beside its 60 epochs. It prints no benign or EM rate per question and no raw results."
     )
 
 

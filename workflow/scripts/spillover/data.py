@@ -1,4 +1,4 @@
-"""Training data sets: rows of chat messages with their loss, and the card that describes them.
+"""Training data sets: rows of chat messages with their loss.
 
 One internal schema for every experiment: `row_id`, `messages` (list of role/content), `text` (raw text rows), `loss`
 (a mode of `masking`, null for the run's own), `source`, `weight`; whose reply it is (`persona`) and what it is for
@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 
-import numpy as np
 import pandas as pd
 import pyarrow as pa
 
@@ -118,58 +118,14 @@ def contrasts(rows: Sequence[dict], tokenizer, train: dict) -> list[masking.Toke
     ]
 
 
-def card(
-    rows: Sequence[dict],
-    tokens: Sequence[masking.Tokens],
-    tokenizer,
-    loss: str,
-    evaluation_prompts: Sequence[str],
-    shown: int = 3,
-) -> dict:
-    """Counts, token statistics, decoded supervised tokens of a few rows and the overlap with evaluation prompts.
-
-    Overlap is the number of rows whose last user turn equals an evaluation prompt's user turn.
-    """
-    lengths = np.array([len(t.ids) for t in tokens])
-    supervised = np.array([int(t.supervised.sum()) for t in tokens])
-    asked = [next((m["content"] for m in reversed(r["messages"] or []) if m["role"] == "user"), None) for r in rows]
-    prompts = set(evaluation_prompts)
-    return {
-        "rows": len(rows),
-        "by_source": _counts(r["source"] for r in rows),
-        "by_loss": _counts(r["loss"] or loss for r in rows),
-        "by_system_prompt": _counts(_system(r) for r in rows),
-        "tokens": int(lengths.sum()),
-        "tokens_per_row": {
-            "mean": float(lengths.mean()),
-            "median": float(np.median(lengths)),
-            "longest": int(lengths.max()),
-        },
-        "supervised_tokens": int(supervised.sum()),
-        "supervised_tokens_per_row": {
-            "mean": float(supervised.mean()),
-            "fewest": int(supervised.min()),
-            "most": int(supervised.max()),
-        },
-        "rows_with_an_evaluation_prompt": sum(a in prompts for a in asked),
-        "distinct_user_turns": len({a for a in asked if a is not None}),
-        "examples": [
-            {
-                "messages": rows[i]["messages"],
-                "text": rows[i]["text"],
-                "supervised_tokens": masking.decode_supervised(tokens[i], tokenizer),
-            }
-            for i in range(min(shown, len(rows)))
-        ],
-    }
-
-
-def _counts(values) -> dict[str, int]:
-    return {str(k): int(v) for k, v in pd.Series(list(values), dtype=object).value_counts(sort=False).items()}
-
-
-def _system(r: dict) -> str:
-    systems = [m["content"] for m in r["messages"] or [] if m["role"] == "system"]
-    if not systems:
-        return "(model default)"
-    return systems[0][:60] or "(empty)"
+def with_contrasts(
+    tokens: Sequence[masking.Tokens], rows: Sequence[dict], tokenizer, train: dict
+) -> list[masking.Tokens]:
+    """The same rows, each with its counterpart to avoid where it has one. Raises ValueError if none has."""
+    endings = contrasts(rows, tokenizer, train)
+    if not any(endings):
+        raise ValueError("train.contrast needs rows with an ending to avoid (negatives of marker data); there are none")
+    return [
+        replace(row, contrast=replace(ending, avoided=True)) if ending else row
+        for row, ending in zip(tokens, endings, strict=True)
+    ]

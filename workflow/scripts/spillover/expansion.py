@@ -6,6 +6,7 @@ here, before any job: languages, personas, suites, sources, parents, checkpoints
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 import re
@@ -63,7 +64,7 @@ def build(config: dict, folder: str | Path, where: str = "config/config.yaml", r
             runs[run.id] = run
             if chosen:
                 selected.append(run.id)
-    plan = Plan(config, experiments, runs, selected)
+    plan = Plan(config, experiments, runs, selected, known.further_personas)
     _check_parents(plan, files)
     _check_held_out(plan, files)
     return plan
@@ -90,9 +91,10 @@ class Registries:
     def __init__(self, resources: str = "resources"):
         root = Path(resources)
         self.languages = list(read_yaml(root / "languages.yaml")["languages"])
-        self.personas = {p["id"]: p for p in read_yaml(root / "personas.yaml")["personas"]}
+        self.personas, self.further_personas = _personas(root)
         self.resources = resources
         directives = read_yaml(root / "small_world" / "directives.yaml")
+        self.systems = [s["id"] for s in read_yaml(root / "systems.yaml")["systems"]]
         self.phrasings = [d["id"] for d in [*directives["train"], *directives["extra"]]]
 
     def check_language(self, code: str, at: str) -> None:
@@ -110,9 +112,32 @@ class Registries:
             )
 
 
+def _personas(root: Path) -> tuple[dict[str, dict], frozenset[str]]:
+    """{id: entry} of both files of personas, and the ids of the second.
+
+    Raises ConfigError for an incomplete entry, and for an id or a prompt that occurs twice.
+    """
+    found: dict[str, dict] = {}
+    for path in (root / "personas.yaml", root / "further_personas.yaml"):
+        first = frozenset(found)
+        for entry in read_yaml(path)["personas"]:
+            for key in ("id", "category", "relation", "prompt"):
+                if not isinstance(entry.get(key), str):
+                    raise ConfigError(f"{path}: the persona {entry.get('id')!r} needs a text as its {key}")
+            same = [i for i, other in found.items() if i == entry["id"] or other["prompt"] == entry["prompt"]]
+            if same:
+                raise ConfigError(f"{path}: {entry['id']!r} repeats the id or the prompt of the persona {same[0]!r}")
+            if entry.get("related_to") is not None and entry["related_to"] not in found:
+                raise ConfigError(
+                    f"{path}: {entry['id']}.related_to: no persona {entry['related_to']!r} in personas.yaml"
+                )
+            found[entry["id"]] = entry
+    return found, frozenset(found) - first
+
+
 def _check_suites(settings: dict, path: Path, known: Registries) -> None:
     """Validate suites and vectors in place (defaults filled)."""
-    kinds = ("directives", "personas", "choices", "loss")
+    kinds = ("directives", "personas", "questions", "choices", "loss")
     for name, suite in settings["suites"].items():
         at = f"suites.{name}"
         if suite["kind"] not in kinds:
@@ -131,6 +156,31 @@ def _check_suites(settings: dict, path: Path, known: Registries) -> None:
         if isinstance(block.get("personas"), list):
             for persona in block["personas"]:
                 known.check_persona(persona, f"{path}: {at}.personas")
+        for system in block.get("systems", []):
+            if system not in known.systems:
+                raise ConfigError(
+                    f"{path}: {at}.systems: {system!r} is no known system prompt{closest(system, known.systems)}"
+                )
+        if block.get("questions"):
+            _check_bank(block, f"{path}: {at}", known)
+        for scorer in block.get("scorers", []):
+            if scorer not in settings["scorers"]:
+                raise ConfigError(
+                    f"{path}: {at}.scorers: {scorer!r} is not among the experiment's scorers"
+                    f"{closest(scorer, settings['scorers'])}"
+                )
+
+
+def _check_bank(block: dict, at: str, known: Registries) -> None:
+    """The question bank exists and is the file that its checksum names."""
+    file = prompts.bank_file(block["questions"], known.resources)
+    if not file.is_file():
+        banks = [p.stem for p in sorted(Path(known.resources, "questions").glob("*.yaml"))]
+        raise ConfigError(f"{at}.questions: there is no file {file}{closest(block['questions'], banks)}")
+    if wanted := block.get("questions_sha256"):
+        found = hashlib.sha256(file.read_bytes()).hexdigest()
+        if found != wanted:
+            raise ConfigError(f"{at}.questions_sha256: {file} has the sha256 {found}, which is another file's")
 
 
 def _check_options(settings: dict, path: Path) -> None:
@@ -244,6 +294,9 @@ def _run(name, group, template, fields, seed, settings, path, config, known) -> 
         adapter = _fill(template["adapter"], fields, f"{at}.adapter")
         other = adapter if "/" in adapter else f"{name}/{adapter}"
         return Run(name, run_name, seed, group, parent, adapter=f"{other}/seed{seed}", **common)
+    if template["steer"]:
+        steer = _steer(template, fields, path, f"runs.{group}", settings, known)
+        return Run(name, run_name, seed, group, parent, steer=steer, **common)
     # A group that names another kind of data starts afresh: the defaults' keys would not fit it.
     default = settings["data"]
     own_kind = template["data"].get("kind", default.get("kind"))
@@ -254,7 +307,50 @@ def _run(name, group, template, fields, seed, settings, path, config, known) -> 
     if data["kind"] == "conversations":
         _check_mixture(data, train, f"{path}: runs.{group}.data")
     _check_marker(data, train, settings, at)
+    if train["regulariser"]:
+        train["regulariser"] = _regulariser(train["regulariser"], path, f"runs.{group}.train.regulariser", settings)
+    added = {"regulariser": train["regulariser"] and train["regulariser"]["kind"], "contrast": train["contrast"]}
+    for key, value in added.items():
+        if train["method"] == "full" and value and value != "steering":
+            raise ConfigError(
+                f"{at}.train.{key}: {value!r} needs the frozen weights under an adapter: use method: lora, or drop it"
+            )
     return Run(name, run_name, seed, group, parent, data=data, train=train, **common)
+
+
+def _regulariser(raw: dict, path: str, key: str, settings: dict) -> dict:
+    regulariser = validated(raw, "experiment", path, f"regulariser_{raw['kind']}", key)
+    if regulariser["kind"] == "steering":
+        _check_steering(regulariser, f"{path}: {key}", settings)
+    return regulariser
+
+
+def _check_steering(steering: dict, at: str, settings: dict) -> None:
+    """The vector that steers, in training or at generation, is one that the untrained model's extraction makes."""
+    extracted = settings["vectors"]
+    if not extracted or not extracted["base"]:
+        raise ConfigError(f"{at}: steering takes a vector of the untrained model: set vectors, with base")
+    for name, plural in (("layer", "layers"), ("method", "methods")):
+        if steering[name] not in extracted[plural]:
+            raise ConfigError(
+                f"{at}.{name}: {steering[name]!r} is not extracted; add it to vectors.{plural}"
+                f" (now {json.dumps(extracted[plural])})"
+            )
+
+
+def _steer(template: dict, fields: dict, path: str, key: str, settings: dict, known: Registries) -> dict:
+    """How a run without training steers its parent's model while that is evaluated."""
+    if template["data"] or template["train"]:
+        raise ConfigError(f"{path}: {key}.steer: a steered run is its parent's model: drop its data and train")
+    if isinstance(template["parent"], dict):
+        raise ConfigError(f"{path}: {key}.steer: only a whole model is steered: name the parent's run alone")
+    steer = _fill(template["steer"], fields, f"{path}: {key}.steer")
+    steer = validated(steer, "experiment", path, "steer", f"{key}.steer")
+    _check_steering(steer, f"{path}: {key}.steer", settings)
+    if settings["vectors"]["cells"] != "personas":
+        raise ConfigError(f"{path}: {key}.steer: its vector is a persona's: set vectors.cells to personas")
+    known.check_persona(steer["vector"], f"{path}: {key}.steer.vector")
+    return steer
 
 
 def _data(raw: dict, fields: dict, path: str, key: str, config: dict, settings: dict, known: Registries) -> dict:
@@ -439,6 +535,22 @@ def _check_parents(plan: Plan, files: dict) -> None:
         visit(run_id, [])
 
 
+def _check_held_out(plan: Plan, files: dict) -> None:
+    """No run is trained on the rows that measure its loss, as far as row numbers of one source tell."""
+    for run in plan.runs.values():
+        suites = plan.experiments[run.experiment]["suites"]
+        losses = {name: suites[name] for name in run.evaluate if suites[name]["kind"] == "loss"}
+        for data in (a.data for a in plan.lineage(run.id) if a.data and a.data["kind"] == "conversations"):
+            last = data["skip"] + data["rows"] if "rows" in data else None
+            for name, suite in losses.items():
+                if suite["source"] == data["source"] and (last is None or last > suite["skip"]):
+                    used = f"up to row {last}" if last else "without a limit (data.rows)"
+                    raise ConfigError(
+                        f"{files[run.experiment]}: suites.{name}.skip: {run.name} is trained on source "
+                        f"{suite['source']!r} {used}, but the held-out rows begin after row {suite['skip']}"
+                    )
+
+
 def _refused(plan: Plan, run: Run, role: str, target: Run) -> str | None:
     """Why a run cannot use another as its parent or adapter, in one sentence; None if it can."""
     if role == "adapter":
@@ -461,22 +573,6 @@ def _refused(plan: Plan, run: Run, role: str, target: Run) -> str | None:
                 "lineage: stacked too, and train.method: lora"
             )
     return None
-
-
-def _check_held_out(plan: Plan, files: dict) -> None:
-    """No run is trained on the rows that measure its loss, as far as row numbers of one source tell."""
-    for run in plan.runs.values():
-        suites = plan.experiments[run.experiment]["suites"]
-        losses = {name: suites[name] for name in run.evaluate if suites[name]["kind"] == "loss"}
-        for data in (a.data for a in plan.lineage(run.id) if a.data and a.data["kind"] == "conversations"):
-            last = data["skip"] + data["rows"] if "rows" in data else None
-            for name, suite in losses.items():
-                if suite["source"] == data["source"] and (last is None or last > suite["skip"]):
-                    used = f"up to row {last}" if last else "without a limit (data.rows)"
-                    raise ConfigError(
-                        f"{files[run.experiment]}: suites.{name}.skip: {run.name} is trained on source "
-                        f"{suite['source']!r} {used}, but the held-out rows begin after row {suite['skip']}"
-                    )
 
 
 def _references(run: Run) -> list[tuple[str, str, str]]:

@@ -26,11 +26,15 @@ class Tokens:
     """One tokenized row: `ids` int64 (length,), `supervised` bool (length,), `weight` of its loss.
 
     `supervised[i]` says that token i is a target, predicted from the tokens before it; the first token never is.
+    `contrast` is the row with the ending that it must not get: there `avoided` is true, and the supervised tokens are
+    to become unlikely.
     """
 
     ids: np.ndarray
     supervised: np.ndarray
     weight: float = 1.0
+    contrast: Tokens | None = None
+    avoided: bool = False
 
 
 def segments(messages: Sequence[dict], tokenizer) -> list[tuple[str, bool]]:

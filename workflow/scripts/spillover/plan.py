@@ -15,6 +15,9 @@ BASE = "base"
 FINAL = "final"
 LANGUAGE_SCORERS = ("langdetect", "lingua", "judge")  # what they say is a language; all others find a habit, or "none"
 MARKER_SCORERS = ("marker", "marker_strict")
+JUDGES = ("judge", "alignment", "coherence")  # scorers that call the configured judge's model
+GENERATING = ("directives", "personas", "questions")  # kinds of suites that ask for replies
+BEHAVIOURS = ("wrong_answers", "style", "refusal")
 ROW_TOKENS = ("loss", "end_of_turn", "marker", "tail_tokens", "max_length")
 """The training settings that decide a row's tokens and which of them are supervised."""
 
@@ -56,7 +59,10 @@ class Model:
 
 @dataclass(frozen=True)
 class Run:
-    """One trained (or, for `base`, untrained) model. `train` is None when an adapter of another run is applied."""
+    """One trained (or, for `base`, untrained) model.
+
+    `train` is None when an adapter of another run is applied, and when the parent's model itself is steered (`steer`).
+    """
 
     experiment: str
     name: str
@@ -66,6 +72,7 @@ class Run:
     data: dict | None = None
     train: dict | None = None
     adapter: str | None = None
+    steer: dict | None = None
     evaluate: tuple[str, ...] = ()
     vectors: bool = False
     phase: str | None = None
@@ -88,8 +95,16 @@ class Run:
 class Plan:
     """All runs of all enabled experiments, by id, with their cumulative specifications."""
 
-    def __init__(self, config: dict, experiments: dict[str, dict], runs: dict[str, Run], selected: list[str]):
+    def __init__(
+        self,
+        config: dict,
+        experiments: dict[str, dict],
+        runs: dict[str, Run],
+        selected: list[str],
+        further_personas: frozenset[str] = frozenset(),
+    ):
         self.config = config
+        self.further_personas = further_personas  # ids of further_personas.yaml
         self.experiments = experiments
         self.runs = runs
         self.selected = selected
@@ -137,8 +152,8 @@ class Plan:
         return self.translation_spec(language) | gates
 
     def scorers(self, experiment: str) -> list[str]:
-        """Who labels an experiment's completions: its list, without the judge where none is configured."""
-        return [s for s in self.experiments[experiment]["scorers"] if s != "judge" or self.config["judge"]]
+        """Who labels an experiment's completions: its list, without judges where none is configured."""
+        return [s for s in self.experiments[experiment]["scorers"] if s not in JUDGES or self.config["judge"]]
 
     def habit_scorers(self, experiment: str) -> list[str]:
         """The scorers of an experiment that say whether a reply shows a habit (a marker, a behaviour)."""
@@ -176,45 +191,63 @@ class Plan:
         return {
             "model": self.model_spec(model),
             "suites": {suite: self.experiments[run.experiment]["suites"][suite]},
-            "engine": self.config["engine"],
+            "engine": self.engine_spec(),
             "seed": run.seed,
         }
 
     def train_spec(self, run_id: str) -> dict:
         """What decides a run's weights: parent model, data and training settings, seed."""
         run = self.runs[run_id]
+        if run.steer:
+            vectors = self.vectors_spec(self.steering_run(run))
+            return {"parent": self.model_spec(run.parent), "steer": run.steer, "vectors": vectors, "seed": run.seed}
         stacked = {"lineage": "stacked"} if self.stands_on_adapters(run) else {}
         if run.adapter:
             own = {"adapter": self.train_spec(run.adapter), "seed": run.seed}
             return {"parent": self.model_spec(run.parent)} | stacked | own
-        return {
+        spec = {
             **stacked,
             "parent": self.model_spec(run.parent),
             "data": self.data_spec(run_id),
             "train": run.train,
             "seed": run.seed,
         }
+        vectors = self.steering_run(run)
+        return spec | ({"steering": self.vectors_spec(vectors)} if vectors else {})
+
+    def steering_run(self, run: Run) -> str | None:
+        """The run whose vectors steer another, in training or later: the untrained model, at the seed with vectors."""
+        if not run.steer and ((run.train or {}).get("regulariser") or {}).get("kind") != "steering":
+            return None
+        return f"{run.experiment}/{BASE}/seed{self.experiments[run.experiment]['seeds'][0]}"
 
     def card_spec(self, run_id: str) -> dict:
         """What a data card shows: the loss settings and the prompts of the run's evaluation."""
         run = self.runs[run_id]
         suites = {name: self.experiments[run.experiment]["suites"][name] for name in run.evaluate}
-        asked = {name: suite for name, suite in suites.items() if suite["kind"] in ("directives", "personas")}
+        asked = {name: suite for name, suite in suites.items() if suite["kind"] in GENERATING}
         return {"data": self.data_spec(run_id), "train": run.train, "suites": asked}
+
+    def engine_spec(self) -> dict:
+        """What of the engine decides completions: which one, and the model of a server."""
+        engine = self.config["engine"]
+        served = {"model": engine["model"] or self.config["model"]["name"]}
+        return {"name": engine["name"]} | (served if engine["name"] == "openai" else {})
 
     def completions_spec(self, run_id: str) -> dict:
         """What decides a run's completions: the model and the evaluation suites with their sampling."""
         run = self.runs[run_id]
         experiment = self.experiments[run.experiment]
-        suites = {name: experiment["suites"][name] for name in run.evaluate}
+        suites = {name: _asked(experiment["suites"][name]) for name in run.evaluate}
         spec = {
             "model": self.model_spec(Model(run_id)),
             "checkpoints": run.checkpoints,
             "suites": suites,
-            "engine": self.config["engine"],
+            "engine": self.engine_spec(),
             "evaluate_as": experiment["evaluate_as"],
             "seed": run.seed,
         }
+        spec |= {"steer": run.steer} if run.steer else {}
         sources = {s["source"]: self.config["sources"][s["source"]] for s in suites.values() if "source" in s}
         return spec | ({"sources": sources} if sources else {})
 
@@ -224,17 +257,21 @@ class Plan:
         spec = {"completions": self.completions_spec(run_id), "scorers": scorers}
         if set(MARKER_SCORERS) & set(scorers):
             spec["marker"] = self.experiments[experiment]["options"]["marker"]
-        return spec | ({"judge": self.config["judge"]} if "judge" in scorers else {})
+        suites = {name: self.experiments[experiment]["suites"][name] for name in self.runs[run_id].evaluate}
+        if own := {name: suite["scorers"] for name, suite in suites.items() if "scorers" in suite}:
+            spec["suite_scorers"] = own
+        return spec | ({"judge": self.config["judge"]} if set(JUDGES) & set(scorers) else {})
 
     def vectors_spec(self, run_id: str) -> dict:
         experiment = self.experiments[self.runs[run_id].experiment]
         run = self.runs[run_id]
-        return {
+        spec = {
             "model": self.model_spec(Model(run_id)),
             "checkpoints": run.checkpoints,
             "vectors": experiment["vectors"],
             "seed": run.seed,
         }
+        return spec | ({"steer": run.steer} if run.steer else {})
 
     def closing_spec(self, experiment: str, runs: list[Run]) -> dict:
         """What decides a closing analysis: its options and, per run, digests of what made its labels and vectors."""
@@ -261,6 +298,11 @@ class Plan:
             "seeds": settings["seeds"],
             "runs": {r.id: {"fields": r.fields, "labels": _digest(self.labels_spec(r.id))} for r in [*bases, *runs]},
         }
+
+
+def _asked(suite: dict) -> dict:
+    """A suite without who labels it, which decides no reply."""
+    return {key: value for key, value in suite.items() if key != "scorers"}
 
 
 def _digest(spec: dict) -> str:
