@@ -286,7 +286,7 @@ def _caption(table: pd.DataFrame) -> str:
     count = f"{n[0]}" if len(n) == 1 else f"{n[0]} to {n[-1]}" if n else "0"
     text = (
         f"N = {count} replies of the source persona a point, {plots.seed_words(sorted(set(coupled['seeds'])))}; lines "
-        "are 95 % intervals over questions and replies (seeds too where there are several), never narrower than Wilson's. "
+        "are 95 % intervals over questions and replies (and seeds, where there are several), never below than Wilson's. "
         "Short lines: the same coupling without a first fine-tune (grey) and after the whole one (dashed)."
     )
     return "\n".join(textwrap.wrap(text, 190))
