@@ -46,7 +46,7 @@ CLOSING: dict[str, tuple[str, ...]] = {
 }
 """The closing files of each kind of analysis, below `<analysis>`; the first is the headline figure."""
 DATA_KEYS = ("source", "voice", "behaviour", "directive", "completion", "positives", "negatives")
-TRAIN_KEYS = ("method", "learning_rate", "epochs", "steps", "rank", "tail_tokens", "regulariser")
+TRAIN_KEYS = ("method", "learning_rate", "epochs", "steps", "rank", "tail_tokens", "contrast")
 """What a closing analysis must know of a run's training data and training."""
 CELL_TABLES = {"language_spill": "cells-{view}.parquet"} | dict.fromkeys(
     ("marker_sweep", "convergence", "coupling"), "rates.parquet"
