@@ -134,7 +134,7 @@ def test_the_printed_percentages_are_whole_counts_of_280():
 
 @pytest.mark.parametrize(("run", "hits"), [("c4", 252), ("c5", 6)])
 def test_the_rates_of_two_published_marker_runs(published, run, hits):
-    """The siblings of the write-up: marker alone, and marker then benign fine-tuning. Per-question counts are theirs."""
+    """The siblings of the write-up: marker alone, and marker then benign fine-tuning, question by question."""
     document = json.loads(next((published / "coupling" / run).glob("*.json")).read_text())
     rows = []
     for persona, cell in document["marker_eval"]["per_persona"].items():
@@ -183,9 +183,8 @@ def test_the_directions_of_an_update_are_its_singular_vectors():
     a, b = rng.standard_normal((4, 30)), rng.standard_normal((20, 4))
     reads, writes = adapter_overlap.directions(a, b, 3)
     left, _, right = np.linalg.svd(b @ a)
-    assert np.allclose(np.abs(np.diag(reads.T @ right[:3].T)), 1) and np.allclose(
-        np.abs(np.diag(writes.T @ left[:, :3])), 1
-    )
+    assert np.allclose(np.abs(np.diag(reads.T @ right[:3].T)), 1)
+    assert np.allclose(np.abs(np.diag(writes.T @ left[:, :3])), 1)
 
 
 def test_equal_updates_overlap_fully_and_random_ones_as_chance_says():
