@@ -51,6 +51,7 @@ pathvars:
     language_spill=closing("language_spill"),
     marker_sweep=closing("marker_sweep"),
     convergence=closing("convergence"),
+    coupling=closing("coupling"),
 
 
 wildcard_constraints:

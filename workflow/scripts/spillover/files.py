@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from spillover import prompts
-from spillover.plan import BASE, FINAL, GENERATING, MARKER_SCORERS, Model, Plan, Run, data_sources
+from spillover.plan import BASE, BEHAVIOURS, FINAL, GENERATING, Model, Plan, Run, data_sources
 
 TABLES = ("completions.parquet", "labels.parquet")
 SHIPPED_BASE = "resources/small_world/base"
@@ -42,10 +42,11 @@ CLOSING: dict[str, tuple[str, ...]] = {
         "steering.png",
     ),
     "marker_sweep": ("marker_sweep.png", "marker_boundary.png", "summary.md", "summary.json"),
+    "coupling": ("coupling.png", "summary.md", "summary.json", "adapter_overlap.png", "persona_shift.png"),
 }
 """The closing files of each kind of analysis, below `<analysis>`; the first is the headline figure."""
 DATA_KEYS = ("source", "voice", "behaviour", "directive", "completion", "positives", "negatives")
-TRAIN_KEYS = ("method", "learning_rate", "epochs", "steps", "rank", "tail_tokens", "regulariser")
+TRAIN_KEYS = ("method", "learning_rate", "epochs", "steps", "rank", "tail_tokens", "contrast")
 """What a closing analysis must know of a run's training data and training."""
 CELL_TABLES = {"language_spill": "cells-{view}.parquet"} | dict.fromkeys(
     ("marker_sweep", "convergence", "coupling"), "rates.parquet"
@@ -354,7 +355,7 @@ class Files:
 
     def behaviour_banks(self, experiment: str) -> list[str]:
         """What the scorers of behaviours read, where an experiment asks for any."""
-        wanted = set(self.plan.habit_scorers(experiment)) - set(MARKER_SCORERS)
+        wanted = set(BEHAVIOURS) & set(self.plan.scorers(experiment))
         return BEHAVIOUR_BANKS if wanted else []
 
     def question_bank(self, experiment: str) -> list[str]:
@@ -546,6 +547,39 @@ class Files:
         shared = {key: self.plan.config[key] for key in ("model", "engine", "judge", "translator", "sources")}
         decided = {name: self.closing_spec(name)["runs"] for name in self.plan.experiments}
         return shared | {"experiments": self.plan.experiments, "runs": decided}
+
+    # The closing analysis of coupling
+
+    def adapter_pairs(self, experiment: str) -> str:
+        """JSON: each selected run whose parent is a whole adapter, with the folders and ranks of both adapters."""
+        return json.dumps([pair for pair, _ in self._adapter_pairs(experiment)], sort_keys=True)
+
+    def adapter_pair_files(self, experiment: str) -> list[str]:
+        return sorted({file for _, found in self._adapter_pairs(experiment) for file in found})
+
+    def _adapter_pairs(self, experiment: str) -> list[tuple[dict, list[str]]]:
+        pairs = []
+        for run in self.plan.of(experiment):
+            if run.method != "lora" or run.parent.is_part or not self.plan.adds_adapter(run.parent):
+                continue
+            models = [self._as_trained(run.parent), self._as_trained(Model(run.id))]
+            record = {"first": run.parent.run.rsplit("/", 1)[0], "second": f"{experiment}/{run.name}", "seed": run.seed}
+            record["folders"] = [self.adapter_folder(model) for model in models]
+            record["ranks"] = [self.plan.runs[model.run].train["rank"] for model in models]
+            pairs.append((record, [file for model in models for file in self.adapter_files(model)]))
+        return pairs
+
+    def taught_persona(self, experiment: str) -> str:
+        """The persona that an experiment's habit is taught to."""
+        return self.plan.experiments[experiment]["data"]["source"]
+
+    def prebaked_cell(self, experiment: str) -> str:
+        """JSON: learning rate, epochs and source of the adapter that an experiment takes from another; {} for none."""
+        adapters = [self.plan.runs[run.adapter] for run in self.plan.of(experiment) if run.adapter]
+        chosen = next((run for run in adapters if run.train), None)
+        keys = ("learning_rate", "epochs")
+        cell = {key: chosen.train[key] for key in keys} | {"source": chosen.data["source"]} if chosen else {}
+        return json.dumps(cell, sort_keys=True)
 
     # The closing analysis of language_spill
 
