@@ -24,7 +24,7 @@ def read_completions(path: str | Path, registry: Registry, run: str) -> pd.DataF
 
     What the files do not record is missing, not invented: finish_reason, token counts and per-sample seeds are null.
     """
-    document = _read(path)
+    document = read(path)
     rows = []
     for prompt, texts in document["completions"].items():
         cell, item = parse_directive(prompt, registry)
@@ -48,7 +48,7 @@ def read_labels(path: str | Path, registry: Registry, run: str) -> pd.DataFrame:
     says how (transport for an HTTP error, refusal for an empty reply, truncated for cut-off JSON); a summary alone
     keeps no replies, so its failures are "schema".
     """
-    document = _read(path)
+    document = read(path)
     summary = document.get("summary", document)
     judged = {language.judge: code for code, language in registry.languages.items() if language.judge}
     judge_id = f"judge {summary['judge_model']}, as published"
@@ -110,6 +110,7 @@ def _key(summary: dict, run: str, prompt: str, cell: str, item: str, sample: int
     }
 
 
-def _read(path: str | Path) -> dict:
+def read(path: str | Path) -> dict:
+    """A result file as it is."""
     with open(path, encoding="utf-8") as file:
         return json.load(file)
