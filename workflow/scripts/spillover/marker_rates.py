@@ -50,6 +50,17 @@ def rates(labels: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
+def refuse_failures(table: pd.DataFrame, share: float) -> None:
+    """Raises ValueError when more than `share` of a persona's replies have no label: a rate would rest on the rest."""
+    failed = table["n_error"] / (table["n_error"] + table["n"])
+    if (failed > share).any():
+        row = table.loc[failed.idxmax()]
+        raise ValueError(
+            f"{row['run']}: {row['n_error']} of {row['n_error'] + row['n']} replies of {row['persona']} have no label "
+            f"by {row['scorer']}, more than options.max_error_share ({share:g}); label them again."
+        )
+
+
 def pool_seeds(table: pd.DataFrame) -> pd.DataFrame:
     """`rates` with the seeds of a run added up: `seed` is then ALL_SEEDS, and `n_seeds` says how many.
 

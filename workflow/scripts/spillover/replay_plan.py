@@ -44,7 +44,7 @@ def limited(plan: Plan, where: str) -> Plan:
     _check_comparison(settings["compare"], experiments, f"{where}: replay.compare")
     runs = {run_id: run for run_id, run in plan.runs.items() if run.experiment in experiments}
     selected = [run_id for run_id in runs if run_id in replayed]
-    return Plan(plan.config, experiments, runs, selected, replayed)
+    return Plan(plan.config, experiments, runs, selected, plan.further_personas, replayed)
 
 
 def _trained(plan: Plan, replayed: dict[str, str], experiment: str) -> bool:
