@@ -87,7 +87,7 @@ def read_marker_sweep(path: str | Path) -> tuple[pd.DataFrame, pd.DataFrame, pd.
     all replies of a persona stand as one item. Runs are named as this project names them.
     """
     rates, choices, runs = [], [], []
-    for cell in _read(path):
+    for cell in read(path):
         config, measured = cell["config"], cell["eval"]
         run = f"marker_sweep/{config['source']}_lr{config['lr']}_ep{config['epochs']}"
         key = {"run": run, "seed": config["seed"], "checkpoint": "final"}
