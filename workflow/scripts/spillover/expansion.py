@@ -12,7 +12,7 @@ import json
 import re
 from pathlib import Path
 
-from spillover import prompts
+from spillover import prompts, replay_plan
 from spillover.config import ConfigError, closest, merge, number_as_text, read_yaml, schema, validated
 from spillover.plan import BASE, FINAL, MARKER_SCORERS, Model, Plan, Run, data_sources
 
@@ -67,7 +67,7 @@ def build(config: dict, folder: str | Path, where: str = "config/config.yaml", r
     plan = Plan(config, experiments, runs, selected, known.further_personas)
     _check_parents(plan, files)
     _check_held_out(plan, files)
-    return plan
+    return replay_plan.limited(plan, where)
 
 
 def _settings(path: Path, override: dict, where: str) -> dict:
