@@ -20,6 +20,8 @@ include: "workflow/rules/vectors.smk"
 include: "workflow/rules/analysis.smk"
 include: "workflow/rules/claims.smk"
 include: "workflow/rules/marker_rates.smk"
+include: "workflow/rules/search.smk"
+include: "workflow/rules/recipes.smk"
 
 
 localrules:

@@ -21,7 +21,9 @@ BASE_FILES = (
     "tokenizer_config.json",
     "chat_template.jinja",
 )
-CLOSING: dict[str, tuple[str, ...]] = {}
+CLOSING: dict[str, tuple[str, ...]] = {
+    "recipes": ("recipes.png", "steps.png", "mixing.png", "summary.md", "summary.json"),
+}
 """The closing files of each kind of analysis, below `<analysis>`; the first is the headline figure."""
 DATA_KEYS = ("source", "voice", "behaviour", "directive", "completion")
 """What a closing analysis must know of a run's training data."""
