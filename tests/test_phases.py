@@ -9,14 +9,14 @@ import pytest
 import yaml
 
 from conftest import ROOT, Workflow
-from spillover import expansion
+from spillover import audit, audit_text, estimates, expansion
 from spillover.config import ConfigError, read_yaml
 from spillover.files import Files
 from spillover.phases import Search
 
 RECIPES = "config/experiments/recipes.yaml"
 SMALL = ("config/small.yaml", "config/small_all.yaml", "early.yaml")
-FIGURE = "results/small/recipes.png"
+FIGURE, PAPER_FIGURE = "results/small/recipes.png", "results/recipes.png"
 PHASE = "results/small/recipes/analysis/phases/{}.json"
 
 
@@ -175,3 +175,25 @@ def test_a_changed_rule_decides_again_and_trains_nothing(small):
     small.edit("config/small_all.yaml", lambda c: c["experiments"]["recipes"]["options"]["rule"].update(kept_least=0.4))
     plan = small.plan(PHASE.format("steps"))
     assert {job[0] for job in plan} == {"phase_decision"}
+
+
+def test_the_audit_shows_the_first_phase_and_what_each_later_one_may_cost(fresh):
+    jobs = audit.planned_jobs([PAPER_FIGURE], directory=fresh.path)
+    assert {job.run for job in jobs if job.rule.startswith("train")} == {"steps/seed42"}
+    later = audit.following_jobs(jobs, [PAPER_FIGURE], directory=fresh.path)
+    trainings = {phase: sum(job.rule == "train" for job in found) for (_, phase), found in later.items()}
+    assert trainings == {"regularise": 6, "rank": 9, "personas": 1, "rehearse": 35}
+    outputs = [path for found in later.values() for job in found for path in job.outputs]
+    assert len(outputs) == len(set(outputs)) and not set(outputs) & {path for job in jobs for path in job.outputs}
+
+    benchmarks = estimates.read_benchmarks(fresh.path / "benchmarks/estimates.yaml")
+    following = {key: (found, [estimates.estimate(job, benchmarks) for job in found]) for key, found in later.items()}
+    text = audit_text.as_text(jobs, [estimates.estimate(job, benchmarks) for job in jobs], following)
+    row = next(line for line in text.splitlines() if line.split()[:2] == ["recipes", "personas"])
+    assert row.split()[2:6] == ["5", "1", ">=", "0.023"]
+
+
+def test_where_nothing_is_decided_at_run_time_nothing_may_follow(fresh):
+    target = ["results/small/recipes/base/seed137/vectors.safetensors"]
+    jobs = audit.planned_jobs(target, configfiles=list(SMALL[:2]), directory=fresh.path)
+    assert jobs and audit.following_jobs(jobs, target, configfiles=list(SMALL[:2]), directory=fresh.path) == {}
