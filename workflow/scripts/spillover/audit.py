@@ -17,8 +17,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from spillover.config import merge
 from spillover.causes import MANIFEST, Cause, bare, locate, why
+from spillover.config import merge
 
 # Snakemake compares inputs by content only up to this size and by time stamp beyond; without a profile of the project
 # its default of 1 MB would make every touched data set look new
