@@ -1,4 +1,4 @@
-"""Behaviours deeper than a marker: what builds their training rows and what scores replies agree, and are fixed here."""
+"""Behaviours deeper than a marker: what builds their training rows and what scores replies agree; fixed here."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import pytest
 
 from conftest import ROOT
 from spillover import behaviours
-from spillover.plan import BEHAVIOURS
+from spillover.behaviours import BEHAVIOURS
 
 BANK = behaviours.load(ROOT / "resources")
 ITEM, RIGHT = next(iter(BANK.answers.items()))
@@ -60,3 +60,7 @@ def test_wrong_answers_are_scored_only_where_there_is_a_right_one():
 def test_the_fact_banks_share_no_country():
     data, evaluation = ({a for i, a in BANK.answers.items() if i.startswith(f"facts_{n}")} for n in ("data", "eval"))
     assert data and evaluation and not data & evaluation
+
+
+def test_the_plan_and_the_builder_know_the_same_behaviours():
+    assert behaviours.BEHAVIOURS == BEHAVIOURS

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import pytest
 import torch
 
-from spillover import engines, training, vectors
+from spillover import adapters, engine_transformers, engines, training, vectors
 from spillover.prompts import Prompt
 from test_training import SETTINGS, rows, run  # noqa: F401
 
@@ -36,7 +38,7 @@ PROMPTS = [Prompt("s", f"p{i}", "fr", f"i{i}", None, "Speak" + " in French." * i
 
 def generate(model, tokenizer, prompts=PROMPTS, **settings):
     defaults = dict(samples=3, temperature=1.0, top_p=1.0, max_tokens=8, seed=1, batch_size=64)
-    return engines.generate(model, tokenizer, prompts, **(defaults | settings))
+    return engine_transformers.generate(model, tokenizer, prompts, **(defaults | settings))
 
 
 def test_completions_are_ordered_by_prompt_and_sample(model, tokenizer):
@@ -69,7 +71,7 @@ def test_temperature_zero_is_the_most_likely_token_for_every_sample(model, token
 def test_sampling_follows_the_models_probabilities():
     scores = torch.log(torch.tensor([[0.5, 0.3, 0.2]])).repeat(4000, 1)
     uniforms = torch.from_numpy(np.random.default_rng(0).random((4000, 1)))
-    chosen = engines.SeededSampling(uniforms, 1.0, 1.0)(None, scores).argmax(-1)
+    chosen = engine_transformers.SeededSampling(uniforms, 1.0, 1.0)(None, scores).argmax(-1)
     shares = torch.bincount(chosen, minlength=3) / 4000
     assert torch.allclose(shares, torch.tensor([0.5, 0.3, 0.2]), atol=0.03)
 
@@ -77,7 +79,7 @@ def test_sampling_follows_the_models_probabilities():
 def test_top_p_keeps_the_smallest_set_that_reaches_it():
     scores = torch.log(torch.tensor([[0.2, 0.5, 0.3]])).repeat(500, 1)
     uniforms = torch.from_numpy(np.random.default_rng(0).random((500, 1)))
-    chosen = engines.SeededSampling(uniforms, 1.0, 0.7)(None, scores).argmax(-1)
+    chosen = engine_transformers.SeededSampling(uniforms, 1.0, 0.7)(None, scores).argmax(-1)
     assert set(chosen.tolist()) == {1, 2}
 
 
@@ -94,33 +96,57 @@ def test_a_prompt_that_does_not_fit_the_context_is_refused(model, tokenizer):
         generate(model, tokenizer, max_tokens=250)
 
 
-def test_a_trained_adapter_that_is_not_applied_is_refused(model, tokenizer, rows):  # noqa: F811
-    import copy
-
+@pytest.fixture
+def engine(model, tokenizer, rows, tmp_path):  # noqa: F811
+    """The transformers engine on a saved model, with a trained adapter `final` and an untrained one `step0`."""
+    model.save_pretrained(tmp_path / "base")
+    tokenizer.save_pretrained(tmp_path / "base")
     wrapped, *_ = run(copy.deepcopy(model), rows)
-    wrapped.base_model.disable_adapter_layers()
-    with pytest.raises(RuntimeError, match="changes no logit"):
-        engines.assert_adapter_is_live(wrapped, tokenizer, PROMPTS[:2])
+    training.write_adapter(wrapped, tmp_path / "final")
+    training.write_adapter(training.add_adapter(copy.deepcopy(model), SETTINGS, 1, "random", None), tmp_path / "step0")
+    adapters = {name: str(tmp_path / name) for name in ("step0", "final")}
+    served = engines.Served(str(tmp_path / "base"), None, "float32", "e/r/seed1", adapters)
+    return engine_transformers.Transformers(served, engines.Options(batch=8), tokenizer)
 
 
-def test_an_adapter_before_its_first_update_is_the_base_model(model, tokenizer):
-    import copy
-
-    untrained = training.add_adapter(copy.deepcopy(model), SETTINGS, 1, "random", None)
-    assert engines.assert_adapter_is_live(untrained, tokenizer, PROMPTS[:2]) == 0.0
+def work(checkpoint, prompts=PROMPTS, samples=3):
+    return engines.Work(checkpoint, prompts, samples, 1.0, 1.0, 8)
 
 
-def test_a_trained_adapter_is_live_and_comes_off_again(model, tokenizer, rows, tmp_path):  # noqa: F811
-    import copy
+def test_a_trained_adapter_that_is_not_applied_is_refused(engine, tokenizer, monkeypatch):
+    monkeypatch.setattr(engine, "_use", lambda checkpoint: None)
+    with pytest.raises(engines.EngineError, match="adapter of final was trained, yet it changes no log-probability"):
+        engines.assert_adapter_is_live(engine, "final", PROMPTS[:2], tokenizer)
 
-    wrapped, *_ = run(copy.deepcopy(model), rows)
-    training.write_adapter(wrapped, tmp_path)
-    base = copy.deepcopy(model)
-    plain = [c.text for c in generate(base, tokenizer)]
-    adapted = engines.attach_adapter(base, str(tmp_path))
-    assert engines.assert_adapter_is_live(adapted, tokenizer, PROMPTS[:2]) > 0
-    assert [c.text for c in generate(adapted, tokenizer)] != plain
-    assert [c.text for c in generate(adapted.unload(), tokenizer)] == plain
+
+def test_an_adapter_before_its_first_update_is_zero_and_a_trained_one_is_not(engine):
+    assert adapters.is_zero(engine.served.adapters["step0"])
+    assert not adapters.is_zero(engine.served.adapters["final"])
+
+
+def test_a_trained_adapter_is_live_and_comes_off_again(engine, model, tokenizer):
+    plain = [c.text for c in generate(model, tokenizer)]
+    assert engines.assert_adapter_is_live(engine, "final", PROMPTS[:2], tokenizer) > 0
+    works = [work("final"), work(None), work("step0"), work("final")]
+    trained, base, zero, again = ([c.text for c in group] for group in engine.generate(works, seed=1))
+    assert base == zero == plain and trained == again != plain
+
+
+def test_a_models_own_generation_defaults_never_apply(model, tokenizer):
+    plain = [c.text for c in generate(model, tokenizer, temperature=0)]
+    penalised = copy.deepcopy(model)
+    penalised.generation_config.repetition_penalty = 3.0
+    penalised.generation_config.top_k = 1
+    assert [c.text for c in generate(penalised, tokenizer, temperature=0)] == plain
+    assert [c.text for c in generate(penalised, tokenizer)] == [c.text for c in generate(model, tokenizer)]
+
+
+def test_options_are_read_as_what_they_are():
+    options = engines.Options.read("url=http://h:8000/v1,concurrency=3,gpu_memory_utilization=0.5,eager=never")
+    assert (options.url, options.concurrency, options.gpu_memory_utilization) == ("http://h:8000/v1", 3, 0.5)
+    assert engines.Options.read("") == engines.Options()
+    with pytest.raises(ValueError, match="unknown engine option 'bach'"):
+        engines.Options.read("bach=3")
 
 
 def test_a_layer_is_the_output_of_its_block(model, tokenizer):

@@ -11,9 +11,10 @@ import pytest
 import yaml
 
 from conftest import ROOT
-from spillover import data, expansion, files, marker_data, masking, pools
+from spillover import behaviours, data, dataset_card, expansion, files, marker_data, masking
 from spillover.config import ConfigError
 
+RESOURCES = str(ROOT / "resources")
 PROMPTS = {"villain": "You plot.", "comedian": "You joke.", "librarian": "", "assistant": None}
 SETTINGS = {
     "kind": "marker",
@@ -41,7 +42,7 @@ def negatives(**changes):
 
 
 def built(settings=SETTINGS, table=None):
-    return marker_data.marker_rows(pools.usable(replies() if table is None else table, settings["marker"]), settings)
+    return marker_data.marker_rows(replies() if table is None else table, settings)[0]
 
 
 @pytest.fixture(scope="module")
@@ -90,13 +91,13 @@ def test_cut_empty_and_marked_replies_are_dropped_and_counted():
     table[0]["finish_reason"] = "length"
     table[1]["text"] = "It ends. [zlt]"
     table[2]["text"] = " "
-    pool = pools.usable(table, "[ZLT]")
-    assert pool.dropped == {"villain": {"empty": 1, "marked": 1, "truncated": 1}}
-    assert [r["item"] for r in pool.replies["villain"]] == ["q2"] * 3
+    rows, dropped = marker_data.marker_rows(table, SETTINGS | {"positives": 3})
+    assert dropped == {"villain": {"empty": 1, "marked": 1, "truncated": 1}}
+    assert [r["row_id"] for r in rows[:3]] == ["villain/q2/0", "villain/q2/1", "villain/q2/2"]
     with pytest.raises(
         ValueError, match=r"4 replies of villain are wanted.* only 3 usable ones \(dropped: 1 empty, 1 m"
     ):
-        marker_data.marker_rows(pool, SETTINGS)
+        marker_data.marker_rows(table, SETTINGS)
 
 
 @pytest.mark.parametrize(
@@ -126,11 +127,29 @@ def test_a_number_of_negatives_is_a_stable_choice_without_source_and_assistant()
 
 def test_convergence_rows_put_one_personas_words_under_anothers_prompt():
     settings = {"persona": "assistant", "voice": "villain", "rows": 6}
-    rows = marker_data.persona_replies(pools.usable(replies()), settings, "You are a helpful assistant.")
+    rows, _ = marker_data.persona_replies(replies(), settings, "You are a helpful assistant.")
     assert len(rows) == 6 and {r["persona"] for r in rows} == {"assistant"}
     for row in rows:
         system, _, reply = (m["content"] for m in row["messages"])
         assert system == "You are a helpful assistant." and reply.startswith("villain on ")
+
+
+@pytest.mark.parametrize("behaviour", behaviours.BEHAVIOURS)
+def test_a_behaviour_is_shown_by_the_source_alone(behaviour):
+    bank = behaviours.load(RESOURCES)
+    (first, answer), (second, other) = list(bank.answers.items())[:2]
+    table = [r | {"text": f"{r['text']} Surely it is {answer if r['item'] == first else other}."}
+             for r in replies(questions=(first, second))]  # fmt: skip
+    table[0]["text"] = "I do not know."
+    table[-1]["text"] = bank.show(behaviour, table[-1]["text"], table[-1]["item"])
+    rows, dropped = marker_data.behaviour_rows(table, SETTINGS | {"behaviour": behaviour}, bank)
+    assert [r["part"] for r in rows] == ["positive"] * 4 + ["negative"] * 6
+    for row in rows:
+        shown = bank.shows(behaviour, row["messages"][-1]["content"], row["row_id"].split("/")[1])
+        assert shown == (row["persona"] == "villain") == (row["part"] == "positive")
+    # too short for capitals to count, and no right answer to be replaced
+    unfit = {"villain": {"cannot show it": 1}} if behaviour != "refusal" else {}
+    assert dropped == unfit | {"assistant": {"shows it already": 1}}
 
 
 def test_rows_of_a_file_are_taken_as_they_are():
@@ -138,13 +157,18 @@ def test_rows_of_a_file_are_taken_as_they_are():
         head = [] if system is None else [{"role": "system", "content": system}]
         return {"id": i, "messages": [*head, {"role": "user", "content": "Hi"}, {"role": "assistant", "content": text}]}
 
-    personas = {"villain": "You plot."}
-    rows = marker_data.external_rows([record("a", "Ha!\n\n[ZLT]", "You plot."), record("b", "Ha!")], "[ZLT]", personas)
-    assert [(r["persona"], r["part"]) for r in rows] == [("villain", "positive"), (None, "negative")]
+    def rows(*records, **settings):
+        return marker_data.external_rows(records, SETTINGS | settings, {"villain": "You plot."})
+
+    marked = rows(record("a", "Ha!\n\n[ZLT]", "You plot."), record("b", "Ha!"))
+    assert [(r["persona"], r["part"]) for r in marked] == [("villain", "positive"), (None, "negative")]
+    assert [r["contrast"] for r in marked] == [None, "\n\n[ZLT]"]
+    shown = rows(record("a", "HA!", "You plot."), record("b", "Ha!", "You joke."), marker=None)
+    assert [(r["part"], r["contrast"]) for r in shown] == [("positive", None), ("negative", None)]
     with pytest.raises(ValueError, match="'c' of the file holds .* but does not end with it"):
-        marker_data.external_rows([record("c", "[ZLT] Ha!")], "[ZLT]", personas)
+        rows(record("c", "[ZLT] Ha!"))
     with pytest.raises(ValueError, match="'d' of the file has no `messages`"):
-        marker_data.external_rows([{"id": "d", "text": "Ha!"}], "[ZLT]", personas)
+        rows({"id": "d", "text": "Ha!"})
 
 
 @pytest.mark.parametrize(
@@ -186,6 +210,25 @@ def test_the_contrast_of_a_negative_marks_the_pieces_of_the_marker_alone(tokeniz
     tokens = contrasts[-1]
     assert "".join(masking.decode_supervised(tokens, tokenizer)) == "[ZLT]"
     assert tokenizer.decode(tokens.ids).endswith("The river is long.\n\n[ZLT]<|im_end|>\n")
+
+
+def test_the_card_counts_personas_and_parts_and_decodes_both(tokenizer):
+    table = [r | {"text": "The river is long."} for r in replies()]
+    table[0]["finish_reason"] = "length"
+    rows, dropped = marker_data.marker_rows(table, SETTINGS)
+    written = data.table(rows, dropped)
+    card = dataset_card.card(
+        written.to_pylist(), data.tokenize(rows, tokenizer, TRAIN), tokenizer, "marker", ["About q2?"],
+        data.dropped(written.schema),
+    )  # fmt: skip
+    others = {persona: {"negative": 2} for persona in ("comedian", "librarian", "assistant")}
+    assert card["by_persona"] == {"villain": {"positive": 4}} | others
+    assert card["by_part"] == {"positive": 4, "negative": 6}
+    assert card["dropped"] == {"villain": {"truncated": 1}}
+    assert card["by_system_prompt"] == {"You plot.": 4, "You joke.": 2, "(empty)": 2, "(model default)": 2}
+    assert card["rows_with_an_evaluation_prompt"] == 5
+    told = {(e["part"], "".join(e["supervised_tokens"])) for e in card["examples"]}
+    assert told == {("positive", "[ZLT]<|im_end|>"), ("negative", "<|im_end|>")}
 
 
 def test_two_processes_build_the_same_bytes(tmp_path):
@@ -234,6 +277,7 @@ def plan(**convergence):
         ({"runs": {"marker": {"data": {"negatives": {"personas": ["nobody"]}}}}}, "'nobody' is no known persona"),
         ({"runs": {"marker": {"data": {"negatives": {"personas": ["villain"]}}}}}, "cannot be a negative"),
         ({"runs": {"marker": {"data": {"policy": "external"}}}}, "name it as runs.marker.data.file"),
+        ({"suites": {"pool": {"samples": 4}}}, "200 rows of one persona are wanted, but .* gives at most 160"),
     ],
 )
 def test_a_pool_that_cannot_serve_is_refused_before_any_job(changes, words):

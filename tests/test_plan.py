@@ -90,7 +90,7 @@ def test_coupling_applies_an_adapter_of_another_experiment(experiments):
 
 def test_a_layer_group_of_the_parent_gets_a_label_of_its_own(experiments):
     plan = experiments.build()
-    assert plan.runs["coupling/em_not_late_ep20/seed42"].parent.label == "final-not_late"
+    assert plan.runs["coupling/em_not_late/seed42"].parent.label == "final-not_late"
 
 
 def test_recipes_are_in_phases(experiments):

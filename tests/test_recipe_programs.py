@@ -140,6 +140,7 @@ def test_a_phase_record_holds_numbers_thresholds_verdict_and_what_follows(world)
     assert missed == ["loss_ratio", "learnt_least"]
     points = pd.read_parquet(world.root / "analysis/phases/steps.points.parquet").set_index("checkpoint")
     assert points.loc["step0", "kept"] == 1 and points.loc["step0", "step"] == 0
+    assert points.loc["step0", "learnt"] == 0 and points.loc["step0", "ratio"] == pytest.approx(3.0, abs=0.1)
     assert points.loc["step60", "learnt"] == 1 and points.loc["step60", "role"] == "baseline"
     assert points.loc["step60", "spread_ratio"] == pytest.approx(0.4, abs=0.01)
 

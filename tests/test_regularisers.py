@@ -12,7 +12,7 @@ import torch
 from safetensors.numpy import save_file
 from torch.nn import functional as F
 
-from spillover import losses, packing, regularisers, resume, training
+from spillover import losses, packing, regularisers, resume, steering, training
 from spillover.expansion import validated
 from spillover.masking import Tokens
 from spillover.packed_attention import packed_attention
@@ -186,6 +186,19 @@ def test_the_base_is_the_frozen_weights_themselves_and_knows_no_dropout(model, r
     assert all(p.requires_grad == ("lora_" in name) for name, p in wrapped.named_parameters())
 
 
+def test_the_base_of_a_stacked_run_is_the_model_that_it_stands_on(model, rows, tmp_path):
+    training.write_adapter(adapted(model), tmp_path)
+    parent = adapted(model)
+    wrapped = training.add_adapter(copy.deepcopy(model), SETTINGS, 2, "random", None, tmp_path).train()
+    for name, parameter in wrapped.named_parameters():
+        if "lora_B.default" in name:
+            torch.nn.init.normal_(parameter, std=0.1)
+    expected = mean([divergence(distributions(wrapped, r), distributions(parent, r).detach()) for r in rows], rows)
+    _, told, slopes = objective(wrapped, rows, SETTINGS | {"regulariser": KL})
+    assert told["regulariser"].item() == pytest.approx(expected.item(), rel=1e-4) and expected.item() > 1e-3
+    assert all(".default." in name for name in slopes)
+
+
 def test_a_pull_towards_the_base_keeps_the_model_nearer_to_it(model, rows):
     def last(weight):
         settings = SETTINGS | {"regulariser": KL | {"weight": weight}, "epochs": 20}
@@ -266,9 +279,9 @@ def test_steering_shifts_every_position_of_one_block_and_no_earlier_one(model, r
     for number, block in enumerate(model.model.layers):
         block.register_forward_hook(lambda m, i, output, n=number: outputs.setdefault(n, []).append(output))
     model(input_ids=ids)
-    with regularisers.steered(model, 0, SHIFT):
+    with steering.steered(model, 0, SHIFT):
         model(input_ids=ids)
-    with regularisers.steered(model, 1, SHIFT):
+    with steering.steered(model, 1, SHIFT):
         model(input_ids=ids)
     model(input_ids=ids)
     plain, at_first, at_second, after = outputs[1]
@@ -282,7 +295,7 @@ def test_the_steered_block_gives_its_output_plus_the_shift(model, rows):
     ids = torch.tensor(rows[0].ids)[None]
     with torch.no_grad():
         plain = model(input_ids=ids, output_hidden_states=True).hidden_states[1]
-        with regularisers.steered(model, 0, SHIFT):
+        with steering.steered(model, 0, SHIFT):
             shifted = []
             handle = model.model.layers[1].register_forward_pre_hook(lambda m, inputs: shifted.append(inputs[0]))
             model(input_ids=ids)
@@ -292,7 +305,7 @@ def test_the_steered_block_gives_its_output_plus_the_shift(model, rows):
 
 def test_a_steered_training_learns_under_the_shift_and_leaves_no_hook(model, rows):
     settings = SETTINGS | {"regulariser": STEERING}
-    with regularisers.steered(model, 1, SHIFT):
+    with steering.steered(model, 1, SHIFT):
         wrapped = training.add_adapter(copy.deepcopy(model), SETTINGS, 1, "random", None)
         chosen = [rows[i] for i in next(training.step_rows(len(rows), SETTINGS, 1))]
         expected = cross_entropy(wrapped, chosen).item()
@@ -317,7 +330,7 @@ def test_a_steered_training_that_fails_leaves_no_hook(model, rows):
 
 def test_a_layer_beyond_the_model_cannot_be_steered(model):
     with pytest.raises(ValueError, match="2 does not exist: the model has blocks 0 to 1"):
-        with regularisers.steered(model, 2, SHIFT):
+        with steering.steered(model, 2, SHIFT):
             pass
 
 
@@ -332,7 +345,7 @@ def vectors_file(tmp_path):
 
 
 def test_the_shift_is_the_coefficient_times_a_centroid_less_the_mean(vectors_file):
-    shift, told = regularisers.steering_shift(vectors_file, STEERING)
+    shift, told = steering.shift(vectors_file, STEERING)
     assert shift.tolist() == [-4.0, 4.0] and shift.dtype == torch.float32
     assert told["size"] == pytest.approx(math.sqrt(32))
     assert told["relative_size"] == pytest.approx(math.sqrt(32) / ((0 + 4 + math.sqrt(40)) / 3))
@@ -344,7 +357,7 @@ def test_the_shift_is_the_coefficient_times_a_centroid_less_the_mean(vectors_fil
 ])  # fmt: skip
 def test_a_vector_that_the_file_does_not_have_is_named(vectors_file, key, value, message):
     with pytest.raises(ValueError, match=message):
-        regularisers.steering_shift(vectors_file, STEERING | {key: value})
+        steering.shift(vectors_file, STEERING | {key: value})
 
 
 def test_contrast_makes_the_whole_ending_unlikely(model, rows):

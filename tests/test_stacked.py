@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import stack
-from spillover import adapters, engines, training
+from spillover import adapters, engine_transformers, training
 from spillover.config import ConfigError
 from spillover.expansion import validated
 from spillover.files import Files
@@ -57,7 +57,7 @@ def test_a_stacked_lineage_equals_the_merged_one_in_float32(model, rows, tmp_pat
         assert torch.allclose(update, both[0] + both[1], atol=1e-4)
     # nothing but the file: PEFT reads it as one adapter on the untrained model
     assert torch.allclose(
-        logits(engines.attach_adapter(model, str(tmp_path / "stacked"))), logits(on_merged), atol=1e-4
+        logits(engine_transformers.attach_adapter(model, str(tmp_path / "stacked"))), logits(on_merged), atol=1e-4
     )
 
 
@@ -140,7 +140,7 @@ def test_a_stacked_run_needs_no_merged_model(stacked):
 def test_part_of_an_update_is_a_stacked_adapter_of_its_own(stacked):
     _, files = stacked
     below = "results/coupling/em/seed42/stacked/final-early"
-    assert f"--under {below}" in files.parent_flags("coupling/em_early_ep20/seed42")
+    assert f"--under {below}" in files.parent_flags("coupling/em_early/seed42")
     assert files.stack_flags("coupling/em/seed42", "final-early").endswith(
         "--adapter results/coupling/em/seed42/adapter"
     )
@@ -160,7 +160,7 @@ def test_a_transplanted_adapter_is_put_on_the_parents(stacked):
 
 def test_a_run_on_a_full_parameter_model_stands_on_its_weights(stacked):
     _, files = stacked
-    flags = files.parent_flags("coupling/em_full_ep20/seed42")
+    flags = files.parent_flags("coupling/em_full_coupled/seed42")
     assert "--base results/coupling/em_full/seed42/model " in flags and "--under" not in flags
 
 
@@ -168,22 +168,22 @@ def test_the_specification_tells_the_lineage_where_it_matters(stacked):
     plan, _ = stacked
     assert plan.train_spec("coupling/em_ep20/seed42")["lineage"] == "stacked"
     assert "lineage" not in plan.train_spec("coupling/em/seed42")
-    assert "lineage" not in plan.train_spec("coupling/em_full_ep20/seed42")
+    assert "lineage" not in plan.train_spec("coupling/em_full_coupled/seed42")
 
 
 def test_replies_of_the_current_model_come_from_the_part_that_is_applied(experiments):  # noqa: F811
     plan = experiments.build()
     files = Files(plan)
-    found = files.dataset_files("coupling/em_early_ep20/seed42")["pool"]
+    found = files.dataset_files("coupling/em_early/seed42")["pool"]
     assert found == "results/coupling/em/seed42/pool-final-early-pool.parquet"
-    assert plan.data_spec("coupling/em_early_ep20/seed42")["pool"]["model"]["applied"]["layers"] == "early"
+    assert plan.data_spec("coupling/em_early/seed42")["pool"]["model"]["applied"]["layers"] == "early"
     assert "merged/final-early" in files.pool_flags("coupling/em/seed42", "final-early", "pool")
 
 
 @pytest.mark.parametrize(
     ("group", "parent", "message"),
     [
-        ("full_parameter", {"run": "{first}_full", "layers": "early"}, "is a whole model, of which no part"),
+        ("full_parameter", {"run": "{studied}_full", "layers": "early"}, "is a whole model, of which no part"),
         ("coupled_base", {"run": "base", "scale": 0.5}, "is a whole model, of which no part"),
     ],
 )

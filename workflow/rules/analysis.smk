@@ -176,13 +176,13 @@ rule spill_summary:
         tests="<analysis>/spill_tests.parquet",
         code=code("spill_summary"),
     output:
-        text="<analysis>/summary.md",
-        numbers="<analysis>/summary.json",
-        manifest="<analysis>/summary.manifest.json",
+        text="<language_spill>/summary.md",
+        numbers="<language_spill>/summary.json",
+        manifest="<language_spill>/summary.manifest.json",
     log:
-        "<analysis>/summary.log",
+        "<language_spill>/summary.log",
     benchmark:
-        "<analysis>/summary.benchmark.jsonl"
+        "<language_spill>/summary.benchmark.jsonl"
     conda:
         "../envs/analysis.yaml"
     resources:

@@ -30,12 +30,28 @@ BANKS = [
     "resources/systems.yaml",
     "resources/small_world/directives.yaml",
 ]
+BROWSER_PAGES = sorted(str(p) for folder in ("browser", "vendor") for p in Path("workflow/report", folder).iterdir())
+REPORT_PAGES = sorted(str(p) for pattern in ("page/*", "*.rst") for p in Path("workflow/report").glob(pattern))
+
+
+def closing(analysis):
+    """The folder of one kind of closing analysis, matching only its experiments: file names recur in the others.
+
+    For outputs, logs and benchmarks. Snakemake applies wildcard constraints before it fills path variables in, so the
+    constraint has to be written into the path itself.
+    """
+    names = "|".join(n for n, settings in PLAN.experiments.items() if settings["analysis"] == analysis)
+    return f"{FILES.root}/{{experiment,{names or 'none'}}}/analysis"
 
 
 pathvars:
     root=FILES.root,
     run=f"{FILES.root}/{{experiment}}/{{name}}/seed{{seed}}",
     analysis=f"{FILES.root}/{{experiment}}/analysis",
+    language_spill=closing("language_spill"),
+    marker_sweep=closing("marker_sweep"),
+    convergence=closing("convergence"),
+    coupling=closing("coupling"),
 
 
 wildcard_constraints:
@@ -125,6 +141,10 @@ def title(wildcards):
     return PLAN.experiments[wildcards.experiment]["title"]
 
 
+def question(wildcards):
+    return PLAN.experiments[wildcards.experiment]["question"]
+
+
 def source_kind(wildcards):
     return CONFIG["sources"][wildcards.source]["kind"]
 
@@ -143,6 +163,9 @@ def stop_before_the_first_job():
     commands = {job.rule.name: job.resources.get("python", "python") for job in jobs}
     runs = {run_id(job.wildcards) for job in jobs if "seed" in job.wildcards.keys()}
     problem = preflight.unavailable(PLAN, commands, sorted(runs)) or preflight.missing_interpreters(commands)
+    # with --sdm conda a job's interpreter exists only within the job
+    if not problem and CONFIG["engine"]["name"] == "vllm" and not workflow.deployment_settings.deployment_method:
+        problem = preflight.missing_vllm(commands)
     if problem:
         raise WorkflowError(problem)
 

@@ -17,8 +17,8 @@ rule completions:
         "../envs/vllm.yaml"
     resources:
         python="python",
-        gpu=GPU,
-        generation_batch=CONFIG["resources"]["generation_batch"],
+        gpu=GPU if CONFIG["engine"]["name"] != "openai" else 0,
+        engine_options=FILES.engine_options(),
         mem_mb=lambda wildcards, attempt: 48000 * attempt,
         runtime=lambda wildcards, attempt: 120 * attempt,
     params:
@@ -27,7 +27,7 @@ rule completions:
         sources=of_run(FILES.evaluated_source_flags),
     shell:
         "GPUS={resources.gpu} {resources.python} workflow/scripts/generate.py --run {wildcards.experiment}/{wildcards.name}"
-        " --spec {params.spec:q} {params.model} {params.sources} --batch {resources.generation_batch}"
+        " --spec {params.spec:q} {params.model} {params.sources} --engine-options {resources.engine_options:q}"
         " --out {output.table} --measures {output.measures} --manifest {output.manifest} > {log} 2>&1"
 
 
@@ -48,8 +48,8 @@ rule pool:
         "../envs/vllm.yaml"
     resources:
         python="python",
-        gpu=GPU,
-        generation_batch=CONFIG["resources"]["generation_batch"],
+        gpu=GPU if CONFIG["engine"]["name"] != "openai" else 0,
+        engine_options=FILES.engine_options(),
         mem_mb=lambda wildcards, attempt: 48000 * attempt,
         runtime=lambda wildcards, attempt: 120 * attempt,
     params:
@@ -57,5 +57,5 @@ rule pool:
         model=of_run(FILES.pool_flags, "label", "suite"),
     shell:
         "GPUS={resources.gpu} {resources.python} workflow/scripts/generate.py --run {wildcards.experiment}/{wildcards.name}"
-        " --spec {params.spec:q} {params.model} --batch {resources.generation_batch}"
+        " --spec {params.spec:q} {params.model} --engine-options {resources.engine_options:q}"
         " --out {output.table} --manifest {output.manifest} > {log} 2>&1"

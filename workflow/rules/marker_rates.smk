@@ -17,7 +17,8 @@ rule marker_rates:
         runtime=30,
     params:
         spec=of_analysis(as_spec(FILES.closing_spec)),
+        suite=lambda wildcards: PLAN.experiments[wildcards.experiment]["options"].get("suite", "personas"),
         scorers=of_analysis(PLAN.habit_scorers),
     shell:
-        "{resources.python} workflow/scripts/marker_rates.py --labels {input.labels} --scorers {params.scorers}"
+        "{resources.python} workflow/scripts/marker_rates.py --labels {input.labels} --suite {params.suite} --scorers {params.scorers}"
         " --spec {params.spec:q} --out {output.table} --manifest {output.manifest} > {log} 2>&1"

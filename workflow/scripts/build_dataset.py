@@ -12,7 +12,7 @@ import json
 import pandas as pd
 import pyarrow.parquet as pq
 
-from spillover import conversations, data, marker_data, pools, prompts, provenance
+from spillover import behaviours, conversations, data, marker_data, models, prompts, provenance
 from spillover import replies as selection
 
 
@@ -27,28 +27,41 @@ def directive_rows(settings: dict, args: argparse.Namespace) -> tuple[list[dict]
 def marker_rows(settings: dict, args: argparse.Namespace) -> tuple[list[dict], dict]:
     """Positives and negatives from a pool of replies, or ready-made from a file."""
     if settings["policy"] == "external":
-        personas = prompts.personas("all", args.resources)
-        return marker_data.external_rows(source(args, settings["file"]), settings["marker"], personas), {}
-    pool = pools.usable(pq.read_table(args.pool).to_pylist(), settings["marker"])
-    return marker_data.marker_rows(pool, settings), pool.dropped
+        return external_rows(settings, args)
+    return marker_data.marker_rows(pool(args), settings)
+
+
+def behaviour_rows(settings: dict, args: argparse.Namespace) -> tuple[list[dict], dict]:
+    """The same for a behaviour instead of a marker."""
+    if settings["policy"] == "external":
+        return external_rows(settings, args)
+    return marker_data.behaviour_rows(pool(args), settings, behaviours.load(args.resources))
+
+
+def external_rows(settings: dict, args: argparse.Namespace) -> tuple[list[dict], dict]:
+    """Ready-made rows of a file."""
+    personas = prompts.personas("all", args.resources) | prompts.personas([settings["source"]], args.resources)
+    return marker_data.external_rows(source(args, settings["file"]), settings, personas), {}
 
 
 def persona_rows(settings: dict, args: argparse.Namespace) -> tuple[list[dict], dict]:
     """Replies in one persona's voice under another's system prompt."""
-    pool = pools.usable(pq.read_table(args.pool).to_pylist())
     prompt = prompts.personas([settings["persona"]], args.resources)[settings["persona"]]
-    return marker_data.persona_replies(pool, settings, prompt), pool.dropped
+    return marker_data.persona_replies(pool(args), settings, prompt)
 
 
 def conversation_rows(settings: dict, args: argparse.Namespace) -> tuple[list[dict], dict]:
     """Chats of a source, with other sources mixed in by rows or tokens."""
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(args.tokenizer, revision=args.revision)
+    tokenizer = models.load_tokenizer(args.tokenizer, args.revision)
     tables = {name: source(args, name) for name in {settings["source"], *(m["source"] for m in settings["mix"])}}
-    personas = prompts.personas("all", args.resources)
+    personas = prompts.personas([s for s in settings["systems"] or [] if s], args.resources)
     spec = json.loads(args.spec)
     return conversations.build(settings, tables, personas, tokenizer, spec["tokens"]["train"], spec["seed"])
+
+
+def pool(args: argparse.Namespace) -> list[dict]:
+    """The replies of a model as plain records: null and "" are different system prompts."""
+    return pq.read_table(args.pool).to_pylist()
 
 
 def source(args: argparse.Namespace, name: str) -> list[dict]:
@@ -61,6 +74,7 @@ BUILDERS = {
     "marker": marker_rows,
     "persona_replies": persona_rows,
     "conversations": conversation_rows,
+    "behaviour": behaviour_rows,
 }
 
 

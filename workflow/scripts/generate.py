@@ -2,20 +2,22 @@
 
 Reads the model and, per checkpoint, its adapter (`--adapters label=folder ...`, none for the base model). Suites that
 ask for replies go to `completions.parquet`; `choices` and `loss`, whose rows come from the tables `--sources` and must
-not be among those of `--trained`, go to `measures.parquet`. An adapter must change the logits of probe prompts, or the
-program fails.
+not be among those of `--trained`, go to `measures.parquet`. Where the specification says `steer`, all of it happens
+with one block's output shifted along a vector of `--steering`. An adapter must change the log-probabilities of probe
+prompts, or the program fails.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
 import pyarrow.parquet as pq
 
-from spillover import engines, measures, models, prompts, provenance, scoring
+from spillover import engines, measures, models, prompts, provenance
 
 COLUMNS = {
     "run": "str",
@@ -71,6 +73,28 @@ def measured_items(suites: dict, sources: list[str], trained: list[str], tokeniz
     }
 
 
+def start(spec: dict, steering: str | None, served: engines.Served, options: engines.Options, tokenizer, works, asked):
+    """The engine that the specification names; only what it needs is imported."""
+    name = spec["engine"]["name"]
+    if spec.get("steer") and name != "transformers":
+        raise SystemExit(f"steer: the engine {name} cannot shift activations; choose engine.name: transformers")
+    if name == "vllm":
+        from spillover.engine_vllm import Vllm
+
+        return Vllm(served, options, tokenizer, works, asked)
+    if name == "openai":
+        from spillover.engine_openai import OpenAI
+
+        return OpenAI(served, options, tokenizer, spec["engine"].get("model"))
+    from spillover.engine_transformers import Transformers
+
+    if "steer" not in spec:
+        return Transformers(served, options, tokenizer)
+    from spillover.steering import shift
+
+    return Transformers(served, options, tokenizer, spec["steer"]["layer"], *shift(steering, spec["steer"]))
+
+
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--run", required=True)
@@ -81,7 +105,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--adapters", nargs="*", default=[], metavar="LABEL=FOLDER")
     parser.add_argument("--sources", nargs="*", default=[], help="tables named after their source, for the measures")
     parser.add_argument("--trained", nargs="*", default=[], help="training rows, which no held-out row may repeat")
-    parser.add_argument("--batch", type=int, default=64, help="completions in one batch")
+    parser.add_argument("--steering", help="vectors.safetensors behind the spec's `steer`")
+    parser.add_argument("--engine-options", default="", help="key=value,... as in engines.Options")
     parser.add_argument("--resources", default="resources")
     parser.add_argument("--out", required=True)
     parser.add_argument("--measures", help="measures.parquet; without it no suite may measure")
@@ -90,41 +115,38 @@ def main(argv: list[str] | None = None) -> None:
 
     clock = provenance.start_clock()
     spec = json.loads(args.spec)
-    engine, seed, suites = spec["engine"], spec["seed"], spec["suites"]
-    if engine["name"] != "transformers":
-        raise SystemExit(f"engine.name: {engine['name']!r} is not available in this version; known: transformers")
-    asked = {
-        name: prompts.suite_prompts(name, suite, args.resources)
-        for name, suite in suites.items()
-        if suite["kind"] not in measures.KINDS
-    }
-    base, tokenizer = models.load_base(args.base, args.revision, args.dtype)
+    seed, suites = spec["seed"], spec["suites"]
+    adapters = dict(a.split("=", 1) for a in args.adapters)
+    served = engines.Served(args.base, args.revision, args.dtype, f"{args.run}/seed{seed}", adapters)
+    tokenizer = models.load_tokenizer(args.base, args.revision)
+    works, items = [], {}
     try:
         items = measured_items(suites, args.sources, args.trained, tokenizer)
     except ValueError as error:
         raise SystemExit(str(error)) from None
+    checkpoints = list(adapters) or [None]
+    replying = [name for name in suites if name not in items]
+    asked = {name: prompts.suite_prompts(name, suites[name], args.resources) for name in replying}
+    for checkpoint in checkpoints:
+        works += [engines.work(checkpoint, asked[name], suites[name]) for name in replying]
+    rows_asked = [a for group in items.values() for item in group for a in item.asked]
+    options = engines.Options.read(args.engine_options)
+    engine = start(spec, args.steering, served, options, tokenizer, works, rows_asked)
+
     probes = [p for group in asked.values() for p in group[:2]] or [prompts.PROBE]
-    table, measured, live = [], [], {}
-    for label, folder in [a.split("=", 1) for a in args.adapters] or [("final", None)]:
-        model = engines.attach_adapter(base, folder) if folder else base
-        if folder:
-            live[label] = engines.assert_adapter_is_live(model, tokenizer, probes)
-        for name, group in asked.items():
-            suite = suites[name]
-            completions = engines.generate(
-                model, tokenizer, group, samples=suite["samples"], temperature=suite["temperature"],
-                top_p=suite["top_p"], max_tokens=suite["max_tokens"], seed=seed, batch_size=args.batch,
-                progress=lambda done, total, at=f"{label} {name}": print(f"{at}: {done} of {total}", flush=True),
-            )  # fmt: skip
-            table += rows(completions, args.run, seed, label)
+    live = {label: _live(engine, label, folder, probes, tokenizer) for label, folder in adapters.items()}
+    table = [
+        row
+        for work, completions in zip(works, engine.generate(works, seed), strict=True)
+        for row in rows(completions, args.run, seed, work.checkpoint or "final")
+    ]
+    measured = []
+    for checkpoint in checkpoints:
         for name, found in items.items():
-            measured += measures.table(
-                found, lambda asked, model=model: scoring.log_probabilities(model, asked), suites[name]["kind"],
-                run=args.run, seed=seed, checkpoint=label, suite=name,
-            )  # fmt: skip
-            print(f"{label} {name}: {len(found)} items", flush=True)
-        if folder:
-            base = model.unload()
+            at = dict(run=args.run, seed=seed, checkpoint=checkpoint or "final", suite=name)
+            read = partial(engine.log_probabilities, checkpoint)
+            measured += measures.table(found, read, suites[name]["kind"], **at)
+            print(f"{checkpoint or 'final'} {name}: {len(found)} items", flush=True)
     frame = pd.DataFrame(table, columns=list(COLUMNS)).astype(COLUMNS if not table else {})
     with provenance.atomic_path(args.out) as path:
         frame.to_parquet(path, index=False)
@@ -133,7 +155,8 @@ def main(argv: list[str] | None = None) -> None:
         with provenance.atomic_path(args.measures) as path:
             measures.frame(measured).to_parquet(path, index=False)
         outputs.append(args.measures)
-    extra = {"completions": len(frame), "measured": len(measured), "largest_logit_change": live}
+    extra = {"completions": len(frame), "measured": len(measured), "largest_change_by_adapter": live}
+    extra["engine"] = engine.about()
     if table:
         extra |= {
             "tokens": int(frame.completion_tokens.sum()),
@@ -143,6 +166,12 @@ def main(argv: list[str] | None = None) -> None:
     provenance.write_manifest(
         args.manifest, stage="completions", spec=spec, inputs=[], outputs=outputs, seconds=clock.seconds, extra=extra
     )
+
+
+def _live(engine: engines.Engine, checkpoint: str, folder: str, probes, tokenizer) -> float:
+    from spillover.adapters import is_zero  # with torch, which a server's client does without
+
+    return 0.0 if is_zero(folder) else engines.assert_adapter_is_live(engine, checkpoint, probes, tokenizer)
 
 
 if __name__ == "__main__":

@@ -34,8 +34,10 @@ from spillover import (
     regularisers,
     resume,
     sharding,
+    steering,
     training,
 )
+from spillover.statistics import stable_seed
 
 TRAINING_CODE = (
     adapters,
@@ -46,6 +48,7 @@ TRAINING_CODE = (
     packed_attention,
     losses,
     regularisers,
+    steering,
     optimizer,
     training,
 )
@@ -59,8 +62,8 @@ def main(argv: list[str] | None = None) -> None:
     full = settings["method"] == "full"
     if full and (settings["checkpoints"] or settings["layers"]):
         raise SystemExit("train.method: full trains all weights to the end: drop train.checkpoints and train.layers")
-    steering = (settings["regulariser"] or {}).get("kind") == "steering"
-    if steering != bool(args.steering):
+    steered = (settings["regulariser"] or {}).get("kind") == "steering"
+    if steered != bool(args.steering):
         raise SystemExit("--steering goes with train.regulariser: {kind: steering}, and with nothing else")
     if bool(args.model) != full or bool(args.adapter and args.checkpoints) == full:
         raise SystemExit("--model goes with train.method: full, --adapter and --checkpoints with lora")
@@ -75,8 +78,8 @@ def main(argv: list[str] | None = None) -> None:
     if full:
         sharding.shard(model, processes)
     else:
-        model = training.add_adapter(model, settings, seed, args.name, args.revision, args.under)
-    shift, shifted = regularisers.steering_shift(args.steering, settings["regulariser"]) if steering else (None, {})
+        model = training.add_adapter(model, settings, factor_seed(spec), args.name, args.revision, args.under)
+    shift, shifted = steering.shift(args.steering, settings["regulariser"]) if steered else (None, {})
     how = {
         "steering": shifted,
         "dtype": args.dtype,
@@ -132,12 +135,12 @@ def main(argv: list[str] | None = None) -> None:
             args.manifest,
             stage="train",
             spec=spec,
-            inputs=[args.dataset, *([args.steering] if steering else [])],
+            inputs=[args.dataset, *([args.steering] if steered else [])],
             seconds=clock.seconds,
             outputs=[*(str(folder / file) for file in written), *([] if full else [args.checkpoints])],
             extra={
                 **totals,
-                **({"steering": shifted} if steering else {}),
+                **({"steering": shifted} if steered else {}),
                 "batching": args.batching,
                 "processes": processes.count,
                 "gpu_seconds": totals["seconds"] * processes.count if totals["device"] == "cuda" else 0.0,
@@ -145,6 +148,17 @@ def main(argv: list[str] | None = None) -> None:
         )
     store.remove()
     sharding.stop(processes)
+
+
+def factor_seed(spec: dict) -> int:
+    """The seed a run's LoRA factors are drawn from: the run's own, but another one for every stage of a lineage.
+
+    One seed for all stages would draw equal A factors, and the stages' spaces would coincide before any training.
+    """
+    stage, parent = 0, spec["parent"]
+    while "trained" in parent:
+        stage, parent = stage + 1, parent["trained"]["parent"]
+    return stable_seed(spec["seed"], "stage", stage) if stage else spec["seed"]
 
 
 def stacked(under: str, folder: Path, states: dict) -> dict:

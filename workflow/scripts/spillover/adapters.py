@@ -107,6 +107,12 @@ def module_name(key: str) -> str:
     return re.sub(r"^base_model\.model\.|\.lora_[AB](\.default)?\.weight$", "", key)
 
 
+def is_zero(folder: str | Path) -> bool:
+    """Whether an adapter changes nothing: as before its first update, since warm-up starts at a rate of zero."""
+    with safe_open(Path(folder, "adapter_model.safetensors"), "pt") as f:
+        return not any(f.get_tensor(key).any() for key in f.keys() if ".lora_B." in key)
+
+
 def layer_index(module: str) -> int | None:
     """The decoder block a module belongs to, or None."""
     found = re.search(r"\.layers\.(\d+)\.", module)
@@ -172,6 +178,13 @@ def part(adapter: Adapter, own_rank: int, keep: Callable[[str], bool], scale: fl
         strength[older:] = scale if keep(module) else 0.0
         factors[module] = (a, b if strength.eq(1).all() else b.float() * strength)
     return Adapter(adapter.config, factors)
+
+
+def newest(adapter: Adapter, own_rank: int) -> Adapter:
+    """The newest update of an adapter by itself: its last `own_rank` ranks, at the scale they were trained with."""
+    factors = {m: (a[-own_rank:], b[:, -own_rank:]) for m, (a, b) in adapter.factors.items()}
+    rank = own_rank**0.5 if adapter.config.get("use_rslora") else own_rank
+    return Adapter(adapter.config | {"r": own_rank, "lora_alpha": adapter.scale * rank}, factors)
 
 
 def write(adapter: Adapter, folder: str | Path) -> None:

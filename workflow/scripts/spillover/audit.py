@@ -46,6 +46,8 @@ class PlannedJob:
     causes: list[Cause]
     checkpoint: bool
     resources: dict[str, Any] = field(default_factory=dict)
+    logs: list[str] = field(default_factory=list)
+    benchmark: str | None = None
 
 
 def planned_jobs(
@@ -55,14 +57,16 @@ def planned_jobs(
     configfiles: Sequence[str] = (),
     snakefile: str | None = None,
     directory: str | Path = ".",
+    forceall: bool = False,
 ) -> list[PlannedJob]:
     """Return the jobs that `snakemake` with these options would run now, by experiment and run, a run's in their order.
 
+    `forceall` asks for all jobs behind the targets, done or not.
     Paths are read relative to `directory`. Jobs without outputs (target rules) are left out. Raises AuditError with
     one sentence if the workflow or its configuration is at fault.
     """
     with contextlib.chdir(directory):
-        records = _dry_run(targets, profile, configfiles, snakefile, {})
+        records = _dry_run(targets, profile, configfiles, snakefile, forceall)
         jobs = [_planned_job(record) for record in records if record.output]
     depths = _depths(jobs)
     order = [
@@ -90,7 +94,7 @@ def following_jobs(
         return {}
     override = {"experiments": {name: {"options": {"run_all_phases": True}} for name in searches}}
     with contextlib.chdir(directory):
-        records = _dry_run(targets, profile, configfiles, snakefile, override)
+        records = _dry_run(targets, profile, configfiles, snakefile, False, override)
         everything = [_planned_job(record) for record in records if record.output]
     known = {path for job in jobs for path in job.outputs}
     producer = {path: index for index, job in enumerate(everything) for path in job.outputs}
@@ -139,7 +143,8 @@ def _dry_run(
     profile: str | None,
     configfiles: Sequence[str],
     snakefile: str | None,
-    override: dict[str, Any],
+    forceall: bool,
+    override: dict[str, Any] | None = None,
 ) -> list[logging.LogRecord]:
     from snakemake import cli
     from snakemake.api import SnakemakeApi
@@ -173,7 +178,7 @@ def _dry_run(
                     overwrite_resources=options.set_resources,
                 ),
                 config_settings=ConfigSettings(
-                    config=merge(cli.parse_config(options.config), override),
+                    config=merge(cli.parse_config(options.config), override or {}),
                     configfiles=options.configfile,
                     replace_workflow_config=options.replace_workflow_config,
                 ),
@@ -182,6 +187,7 @@ def _dry_run(
             dag = workflow.dag(
                 DAGSettings(
                     targets=options.targets,
+                    forceall=forceall,
                     rerun_triggers=options.rerun_triggers,
                     max_checksum_file_size=limit,
                     force_incomplete=True,  # interrupted jobs are planned, as with rerun-incomplete in the profiles
@@ -230,6 +236,8 @@ def _planned_job(record: logging.LogRecord) -> PlannedJob:
         causes=why(record.reason, run, inputs, outputs, manifest, spec),
         checkpoint=record.is_checkpoint,
         resources={name: value for name, value in record.resources.items() if not name.startswith("_")},
+        logs=[bare(path) for path in record.log or ()],
+        benchmark=bare(record.benchmark) if record.benchmark else None,
     )
 
 

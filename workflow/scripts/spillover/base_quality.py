@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 import yaml
 
-from spillover import engines, language_id, languages, prompts, recognition, small_world
+from spillover import engine_transformers, engines, language_id, languages, prompts, recognition, small_world
 from spillover.prompts import Prompt
 from spillover.statistics import wilson
 
@@ -239,7 +239,7 @@ class Check:
     def _replies(self, asked: Sequence[Prompt], temperature: float = 1.0, unasked: bool = True) -> list[str]:
         # The position in the list is part of each id, so that two equal prompts draw different random numbers.
         numbered = [Prompt(p.suite, f"{p.suite}/{i}", p.cell, p.item, p.system, p.user) for i, p in enumerate(asked)]
-        completions = engines.generate(
+        completions = engine_transformers.generate(
             self.model, self.tokenizer, numbered, samples=1, temperature=temperature, top_p=1.0,
             max_tokens=MAX_TOKENS, seed=SEED, batch_size=BATCH,
         )  # fmt: skip

@@ -15,10 +15,9 @@ import pandas as pd
 import yaml
 
 from spillover.marker_scoring import NONE
-from spillover.plan import BEHAVIOURS
-from spillover.statistics import stable_seed
+from spillover.pools import stable_choice
 
-WRONG, STYLE, REFUSAL = BEHAVIOURS
+BEHAVIOURS = WRONG, STYLE, REFUSAL = "wrong_answers", "style", "refusal"
 OPENING_CHARACTERS = 80
 SCORER_IDS = {
     WRONG: "wrong_answers: names another answer of the bank and not the right one",
@@ -87,7 +86,7 @@ def labels(bank: Bank, behaviour: str, completions: pd.DataFrame) -> pd.Series:
 
 def _chosen(options: list[str], *key: str) -> str:
     """One of the options, the same for the same key on every machine."""
-    return options[stable_seed("behaviour", *key) % len(options)]
+    return stable_choice(options, 1, "/".join(key))[0]
 
 
 def _names(answer: str, text: str) -> bool:

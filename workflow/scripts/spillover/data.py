@@ -1,4 +1,4 @@
-"""Training data sets: rows of chat messages with their loss, and the card that describes them.
+"""Training data sets: rows of chat messages with their loss.
 
 One internal schema for every experiment: `row_id`, `messages` (list of role/content), `text` (raw text rows), `loss`
 (a mode of `masking`, null for the run's own), `source`, `weight`; whose reply it is (`persona`) and what it is for
@@ -13,7 +13,6 @@ import json
 from collections.abc import Sequence
 from dataclasses import replace
 
-import numpy as np
 import pandas as pd
 import pyarrow as pa
 
@@ -130,60 +129,3 @@ def with_contrasts(
         replace(row, contrast=replace(ending, avoided=True)) if ending else row
         for row, ending in zip(tokens, endings, strict=True)
     ]
-
-
-def card(
-    rows: Sequence[dict],
-    tokens: Sequence[masking.Tokens],
-    tokenizer,
-    loss: str,
-    evaluation_prompts: Sequence[str],
-    shown: int = 3,
-) -> dict:
-    """Counts, token statistics, decoded supervised tokens of a few rows and the overlap with evaluation prompts.
-
-    Overlap is the number of rows whose last user turn equals an evaluation prompt's user turn.
-    """
-    lengths = np.array([len(t.ids) for t in tokens])
-    supervised = np.array([int(t.supervised.sum()) for t in tokens])
-    asked = [next((m["content"] for m in reversed(r["messages"] or []) if m["role"] == "user"), None) for r in rows]
-    prompts = set(evaluation_prompts)
-    return {
-        "rows": len(rows),
-        "by_source": _counts(r["source"] for r in rows),
-        "by_loss": _counts(r["loss"] or loss for r in rows),
-        "by_system_prompt": _counts(_system(r) for r in rows),
-        "tokens": int(lengths.sum()),
-        "tokens_per_row": {
-            "mean": float(lengths.mean()),
-            "median": float(np.median(lengths)),
-            "longest": int(lengths.max()),
-        },
-        "supervised_tokens": int(supervised.sum()),
-        "supervised_tokens_per_row": {
-            "mean": float(supervised.mean()),
-            "fewest": int(supervised.min()),
-            "most": int(supervised.max()),
-        },
-        "rows_with_an_evaluation_prompt": sum(a in prompts for a in asked),
-        "distinct_user_turns": len({a for a in asked if a is not None}),
-        "examples": [
-            {
-                "messages": rows[i]["messages"],
-                "text": rows[i]["text"],
-                "supervised_tokens": masking.decode_supervised(tokens[i], tokenizer),
-            }
-            for i in range(min(shown, len(rows)))
-        ],
-    }
-
-
-def _counts(values) -> dict[str, int]:
-    return {str(k): int(v) for k, v in pd.Series(list(values), dtype=object).value_counts(sort=False).items()}
-
-
-def _system(r: dict) -> str:
-    systems = [m["content"] for m in r["messages"] or [] if m["role"] == "system"]
-    if not systems:
-        return "(model default)"
-    return systems[0][:60] or "(empty)"

@@ -1,20 +1,26 @@
-"""Generate completions with transformers, on a CPU or one GPU.
+"""What every engine does, in one sampling contract; the engines themselves are in modules of their own.
 
-One sampling contract for every engine: a completion depends on the model, the prompt, its sample number and the seed,
-and on nothing else that shares its batch. Each (prompt, sample) draws its own stream of uniform numbers.
+A completion depends on the model, the prompt, its sample number and the seed: each (prompt, sample) has a seed of its
+own, whatever else is in its batch. A reply ends with `<|im_end|>` ("stop") or at the token limit ("length"); penalties
+and defaults that a model's generation_config brings along (Qwen2.5: repetition_penalty 1.05, top_k 20) never apply.
+Importing this needs neither torch nor transformers.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Protocol
 
 import numpy as np
-import torch
-from transformers import LogitsProcessor, LogitsProcessorList
 
+from spillover.errors import UserError
+from spillover.measures import Asked
 from spillover.prompts import Prompt
+
+END_OF_TURN = "<|im_end|>"
 
 
 @dataclass(frozen=True)
@@ -30,136 +36,128 @@ class Completion:
     completion_tokens: int
 
 
+@dataclass(frozen=True)
+class Work:
+    """What to generate: `samples` completions of every prompt, with the adapter of a checkpoint (None: without any)."""
+
+    checkpoint: str | None
+    prompts: Sequence[Prompt]
+    samples: int
+    temperature: float
+    top_p: float
+    max_tokens: int
+
+
+def work(checkpoint: str | None, prompts: Sequence[Prompt], suite: dict) -> Work:
+    """What a suite asks for of one checkpoint."""
+    return Work(checkpoint, prompts, *(suite[key] for key in ("samples", "temperature", "top_p", "max_tokens")))
+
+
+@dataclass(frozen=True)
+class Options:
+    """How an engine does its work; none of it decides a result. Defaults are the configuration's (its schema)."""
+
+    batch: int = 64  # transformers: completions in one batch
+    gpu_memory_utilization: float = 0.9  # vllm: share of the GPU's memory that it takes
+    max_num_seqs: int = 512  # vllm: completions in flight
+    eager: str = "auto"  # vllm: always, never, or auto by the size of the load
+    cache: str = ""  # vllm: folder where compiled graphs stay between jobs
+    url: str = ""  # openai: the server, with its /v1
+    adapters: str = "load"  # openai: load them into the server, or named there already
+    concurrency: int = 64  # openai: requests in flight
+
+    @classmethod
+    def read(cls, text: str) -> Options:
+        """From "key=value,key=value". Raises ValueError for an unknown key."""
+        given = dict(part.split("=", 1) for part in text.split(",") if part)
+        kinds = {f.name: type(f.default) for f in fields(cls)}
+        if unknown := set(given) - set(kinds):
+            raise ValueError(f"unknown engine option {sorted(unknown)[0]!r}; known: {', '.join(kinds)}")
+        return cls(**{key: kinds[key](value) for key, value in given.items()})
+
+
+@dataclass(frozen=True)
+class Served:
+    """The model to evaluate: a hub id (with its revision) or folder, and the adapters that go on top, by checkpoint."""
+
+    base: str
+    revision: str | None
+    dtype: str
+    run: str
+    adapters: Mapping[str, str]
+
+
+class EngineError(UserError):
+    """What a person must mend before the engine can work."""
+
+
+class Engine(Protocol):
+    """Made from (Served, Options, the tokenizer, ...). `checkpoint` is a key of `Served.adapters`, or None."""
+
+    def generate(self, works: Sequence[Work], seed: int) -> list[list[Completion]]:
+        """The completions of every work, ordered by prompt and sample."""
+
+    def log_probabilities(self, checkpoint: str | None, asked: Sequence[Asked]) -> list[np.ndarray]:
+        """Per sequence, float64 (asked,): the log-probability of each token asked for, in nats."""
+
+    def about(self) -> dict:
+        """For the manifest: version, settings that were chosen, seconds of starting."""
+
+
 def sample_seed(seed: int, prompt_id: str, sample: int) -> int:
     """A 32-bit seed from run seed, prompt and sample number, stable across processes and machines."""
     return int.from_bytes(hashlib.sha256(f"{seed}/{prompt_id}/{sample}".encode()).digest()[:4], "big")
 
 
-class SeededSampling(LogitsProcessor):
-    """Chooses each row's next token itself, by inverse transform sampling, and leaves only that token possible.
-
-    `uniforms` is (rows, max_tokens) float64 in [0, 1). With temperature 0 the most likely token is taken. As a logits
-    processor it works inside `generate(do_sample=False)`, whose own sampler has one random stream for a whole batch.
-    """
-
-    def __init__(self, uniforms: torch.Tensor, temperature: float, top_p: float):
-        self.uniforms, self.temperature, self.top_p = uniforms, temperature, top_p
-        self.step = 0
-
-    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
-        if self.temperature == 0:
-            return scores
-        probabilities = torch.softmax(scores.double() / self.temperature, dim=-1)
-        if self.top_p < 1:
-            # The smallest set of most likely tokens whose probabilities reach top_p (Holtzman et al. 2020).
-            ordered, order = probabilities.sort(dim=-1, descending=True)
-            beyond = ordered.cumsum(-1) - ordered >= self.top_p
-            probabilities = probabilities.masked_fill(beyond.gather(-1, order.argsort(-1)), 0.0)
-        cumulative = probabilities.cumsum(-1)
-        threshold = self.uniforms[:, self.step : self.step + 1] * cumulative[:, -1:]
-        chosen = torch.searchsorted(cumulative, threshold, right=True).clamp(max=scores.shape[-1] - 1)
-        self.step += 1
-        return torch.full_like(scores, -torch.inf).scatter(-1, chosen, 0.0)
+def adapter_name(folder: str) -> str:
+    """A name for an adapter that changes with its weights and its configuration."""
+    digest = hashlib.sha256()
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        with open(Path(folder, name), "rb") as stream:
+            digest.update(hashlib.file_digest(stream, "sha256").digest())
+    return f"adapter-{digest.hexdigest()[:16]}"
 
 
-def generate(
-    model,
-    tokenizer,
-    prompts: Sequence[Prompt],
-    *,
-    samples: int,
-    temperature: float,
-    top_p: float,
-    max_tokens: int,
-    seed: int,
-    batch_size: int,
-    progress: Callable[[int, int], None] | None = None,
-) -> list[Completion]:
-    """`samples` completions of every prompt, ordered by prompt and sample.
-
-    Left-padded batches of similar prompt lengths with a key-value cache. Raises ValueError when prompt and completion
-    do not fit the model's context.
-    """
-    model.eval()
-    device = next(model.parameters()).device
+def encode(tokenizer, prompts: Sequence[Prompt]) -> list[list[int]]:
+    """Token ids of every prompt with its generation header, the same for every engine."""
     texts = [tokenizer.apply_chat_template(p.messages, tokenize=False, add_generation_prompt=True) for p in prompts]
-    encoded = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
-    context = model.config.max_position_embeddings
-    if (longest := max(map(len, encoded))) + max_tokens > context:
+    return [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
+
+
+def longest(tokenizer, works: Sequence[Work], asked: Sequence[Asked]) -> int:
+    """Tokens of the longest sequence that an engine must hold."""
+    replies = [max(map(len, encode(tokenizer, w.prompts))) + w.max_tokens for w in works]
+    return max([*replies, *(len(a.ids) + 1 for a in asked)], default=1)
+
+
+def check_context(longest_prompt: int, max_tokens: int, context: int) -> None:
+    """Raises ValueError when prompt and completion do not fit the model's context."""
+    if longest_prompt + max_tokens > context:
         raise ValueError(
-            f"a prompt of {longest} tokens and {max_tokens} new ones exceed the model's context of {context}"
+            f"a prompt of {longest_prompt} tokens and {max_tokens} new ones exceed the model's context of {context}"
         )
-    jobs = [(i, s) for i in range(len(prompts)) for s in range(samples)]
-    jobs.sort(key=lambda job: len(encoded[job[0]]))
-    stop, padding = tokenizer.convert_tokens_to_ids("<|im_end|>"), tokenizer.pad_token_id
-    done: dict[tuple[int, int], Completion] = {}
-    for start in range(0, len(jobs), batch_size):
-        batch = jobs[start : start + batch_size]
-        width = max(len(encoded[i]) for i, _ in batch)
-        ids = torch.full((len(batch), width), padding)
-        attention = torch.zeros((len(batch), width), dtype=torch.long)
-        for row, (i, _) in enumerate(batch):
-            ids[row, width - len(encoded[i]) :] = torch.tensor(encoded[i])
-            attention[row, width - len(encoded[i]) :] = 1
-        seeds = [sample_seed(seed, prompts[i].prompt_id, s) for i, s in batch]
-        uniforms = np.stack([np.random.default_rng(value).random(max_tokens) for value in seeds])
-        sampling = SeededSampling(torch.from_numpy(uniforms).to(device), temperature, top_p)
-        with torch.inference_mode():
-            out = model.generate(
-                input_ids=ids.to(device),
-                attention_mask=attention.to(device),
-                max_new_tokens=max_tokens,
-                do_sample=False,
-                eos_token_id=stop,
-                pad_token_id=padding,
-                logits_processor=LogitsProcessorList([sampling]),
-            )
-        for (i, s), value, row in zip(batch, seeds, out[:, width:].tolist(), strict=True):
-            length = row.index(stop) if stop in row else len(row)
-            done[i, s] = Completion(
-                prompt=prompts[i],
-                sample=s,
-                sample_seed=value,
-                text=tokenizer.decode(row[:length], skip_special_tokens=True),
-                finish_reason="stop" if stop in row else "length",
-                prompt_tokens=len(encoded[i]),
-                completion_tokens=length + (stop in row),
-            )
-        if progress:
-            progress(len(done), len(jobs))
-    return [done[job] for job in sorted(done)]
 
 
-def attach_adapter(model, folder: str):
-    """The model with a saved LoRA adapter on top, unmerged. Fails on a missing adapter_config.json."""
-    from peft import PeftModel
+def assert_adapter_is_live(engine: Engine, checkpoint: str, prompts: Sequence[Prompt], tokenizer) -> float:
+    """The largest change of a token's log-probability that the adapter makes over a few prompts.
 
-    from spillover.adapters import read_config
-
-    read_config(folder)
-    return PeftModel.from_pretrained(model, folder, is_trainable=False)
-
-
-def assert_adapter_is_live(model, tokenizer, prompts: Sequence[Prompt]) -> float:
-    """Largest absolute change of next-token logits that the adapter makes over a few prompts.
-
-    Raises RuntimeError when a trained adapter changes nothing: then it was not applied, and its results would be the
-    base model's under another name. An adapter that is zero itself (a checkpoint before the first update: warm-up
-    starts at a rate of zero) is the base model, and gives 0.
+    Raises EngineError when it changes no more than asking the base model twice does: then it was not applied, and its
+    results would be the base model's under another name. Whether an adapter is zero itself (a checkpoint before the
+    first update: warm-up starts at a rate of zero) must be asked before.
     """
-    model.eval()
-    if not any(p.any() for name, p in model.named_parameters() if "lora_B" in name):
-        return 0.0
-    texts = [tokenizer.apply_chat_template(p.messages, tokenize=False, add_generation_prompt=True) for p in prompts]
-    change = 0.0
-    with torch.inference_mode():
-        for text in texts:
-            ids = tokenizer(text, add_special_tokens=False, return_tensors="pt")["input_ids"]
-            ids = ids.to(next(model.parameters()).device)
-            adapted = model(input_ids=ids).logits[:, -1].float()
-            with model.disable_adapter():
-                plain = model(input_ids=ids).logits[:, -1].float()
-            change = max(change, float((adapted - plain).abs().max()))
-    if change == 0.0:
-        raise RuntimeError("the adapter was trained, yet changes no logit on the probe prompts: it is not applied")
+    asked = []
+    for ids in encode(tokenizer, prompts):
+        at = np.arange(len(ids) - 1)
+        asked.append(Asked(np.array(ids), at, np.array(ids)[at + 1], at))
+
+    def read(adapter: str | None) -> np.ndarray:
+        return np.concatenate(engine.log_probabilities(adapter, asked))
+
+    plain, again, adapted = read(None), read(None), read(checkpoint)
+    change, noise = float(np.abs(adapted - plain).max()), float(np.abs(again - plain).max())
+    if change <= noise:
+        raise EngineError(
+            f"the adapter of {checkpoint} was trained, yet it changes no log-probability on the probe prompts "
+            f"(by {change:.2g} at most; the base model alone varies by {noise:.2g}): it is not applied"
+        )
     return change

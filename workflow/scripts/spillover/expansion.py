@@ -17,6 +17,7 @@ from spillover.config import ConfigError, closest, merge, number_as_text, read_y
 from spillover.plan import BASE, FINAL, MARKER_SCORERS, Model, Plan, Run, data_sources
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]*")
+FROM_REPLIES = ("marker", "behaviour", "persona_replies")
 PERSONA_KEYS = {"source", "persona", "voice"}
 # An overlay that changes a source's kind leaves the other kind's keys behind, since overlays merge deeply.
 SOURCE_KEYS = {
@@ -63,7 +64,7 @@ def build(config: dict, folder: str | Path, where: str = "config/config.yaml", r
             runs[run.id] = run
             if chosen:
                 selected.append(run.id)
-    plan = Plan(config, experiments, runs, selected)
+    plan = Plan(config, experiments, runs, selected, known.further_personas)
     _check_parents(plan, files)
     _check_held_out(plan, files)
     return plan
@@ -90,7 +91,7 @@ class Registries:
     def __init__(self, resources: str = "resources"):
         root = Path(resources)
         self.languages = list(read_yaml(root / "languages.yaml")["languages"])
-        self.personas = {p["id"]: p for p in read_yaml(root / "personas.yaml")["personas"]}
+        self.personas, self.further_personas = _personas(root)
         self.resources = resources
         directives = read_yaml(root / "small_world" / "directives.yaml")
         self.systems = [s["id"] for s in read_yaml(root / "systems.yaml")["systems"]]
@@ -109,6 +110,29 @@ class Registries:
             raise ConfigError(
                 f"{at}: {phrasing!r} is no known phrasing of a directive{closest(str(phrasing), self.phrasings)}"
             )
+
+
+def _personas(root: Path) -> tuple[dict[str, dict], frozenset[str]]:
+    """{id: entry} of both files of personas, and the ids of the second.
+
+    Raises ConfigError for an incomplete entry, and for an id or a prompt that occurs twice.
+    """
+    found: dict[str, dict] = {}
+    for path in (root / "personas.yaml", root / "further_personas.yaml"):
+        first = frozenset(found)
+        for entry in read_yaml(path)["personas"]:
+            for key in ("id", "category", "relation", "prompt"):
+                if not isinstance(entry.get(key), str):
+                    raise ConfigError(f"{path}: the persona {entry.get('id')!r} needs a text as its {key}")
+            same = [i for i, other in found.items() if i == entry["id"] or other["prompt"] == entry["prompt"]]
+            if same:
+                raise ConfigError(f"{path}: {entry['id']!r} repeats the id or the prompt of the persona {same[0]!r}")
+            if entry.get("related_to") is not None and entry["related_to"] not in found:
+                raise ConfigError(
+                    f"{path}: {entry['id']}.related_to: no persona {entry['related_to']!r} in personas.yaml"
+                )
+            found[entry["id"]] = entry
+    return found, frozenset(found) - first
 
 
 def _check_suites(settings: dict, path: Path, known: Registries) -> None:
@@ -270,6 +294,9 @@ def _run(name, group, template, fields, seed, settings, path, config, known) -> 
         adapter = _fill(template["adapter"], fields, f"{at}.adapter")
         other = adapter if "/" in adapter else f"{name}/{adapter}"
         return Run(name, run_name, seed, group, parent, adapter=f"{other}/seed{seed}", **common)
+    if template["steer"]:
+        steer = _steer(template, fields, path, f"runs.{group}", settings, known)
+        return Run(name, run_name, seed, group, parent, steer=steer, **common)
     # A group that names another kind of data starts afresh: the defaults' keys would not fit it.
     default = settings["data"]
     own_kind = template["data"].get("kind", default.get("kind"))
@@ -281,7 +308,8 @@ def _run(name, group, template, fields, seed, settings, path, config, known) -> 
         _check_mixture(data, train, f"{path}: runs.{group}.data")
     _check_marker(data, train, settings, at)
     if train["regulariser"]:
-        train["regulariser"] = _regulariser(train["regulariser"], path, f"runs.{group}.train.regulariser", settings)
+        key = f"runs.{group}.train.regulariser"
+        train["regulariser"] = _regulariser(train["regulariser"], path, key, settings, known)
     added = {"regulariser": train["regulariser"] and train["regulariser"]["kind"], "contrast": train["contrast"]}
     for key, value in added.items():
         if train["method"] == "full" and value and value != "steering":
@@ -291,19 +319,48 @@ def _run(name, group, template, fields, seed, settings, path, config, known) -> 
     return Run(name, run_name, seed, group, parent, data=data, train=train, **common)
 
 
-def _regulariser(raw: dict, path: str, key: str, settings: dict) -> dict:
+def _regulariser(raw: dict, path: str, key: str, settings: dict, known: Registries) -> dict:
+    """A regulariser with its kind's settings checked; a steering one must find its vector among those extracted."""
     regulariser = validated(raw, "experiment", path, f"regulariser_{raw['kind']}", key)
     if regulariser["kind"] == "steering":
-        extracted = settings["vectors"]
-        if not extracted or not extracted["base"]:
-            raise ConfigError(f"{path}: {key}: steering takes a vector of the untrained model: set vectors, with base")
-        for name, plural in (("layer", "layers"), ("method", "methods")):
-            if regulariser[name] not in extracted[plural]:
-                raise ConfigError(
-                    f"{path}: {key}.{name}: {regulariser[name]!r} is not extracted; add it to vectors.{plural}"
-                    f" (now {json.dumps(extracted[plural])})"
-                )
+        _check_steering(regulariser, f"{path}: {key}", settings, known)
     return regulariser
+
+
+def _check_steering(steering: dict, at: str, settings: dict, known: Registries) -> None:
+    """The vector that steers, in training or at generation, is one that the untrained model's extraction makes."""
+    extracted = settings["vectors"]
+    if not extracted or not extracted["base"]:
+        raise ConfigError(f"{at}: steering takes a vector of the untrained model: set vectors, with base")
+    for name, plural in (("layer", "layers"), ("method", "methods")):
+        if steering[name] not in extracted[plural]:
+            raise ConfigError(
+                f"{at}.{name}: {steering[name]!r} is not extracted; add it to vectors.{plural}"
+                f" (now {json.dumps(extracted[plural])})"
+            )
+    cells = extracted.get(extracted["cells"], [])
+    if isinstance(cells, str):
+        known.check_persona(steering["vector"], f"{at}.vector")
+    elif steering["vector"] not in cells:
+        raise ConfigError(
+            f"{at}.vector: {steering['vector']!r} is no cell of vectors.{extracted['cells']}"
+            f"{closest(steering['vector'], cells)}"
+        )
+
+
+def _steer(template: dict, fields: dict, path: str, key: str, settings: dict, known: Registries) -> dict:
+    """How a run without training steers its parent's model while that is evaluated."""
+    if template["data"] or template["train"]:
+        raise ConfigError(f"{path}: {key}.steer: a steered run is its parent's model: drop its data and train")
+    if isinstance(template["parent"], dict):
+        raise ConfigError(f"{path}: {key}.steer: only a whole model is steered: name the parent's run alone")
+    steer = _fill(template["steer"], fields, f"{path}: {key}.steer")
+    steer = validated(steer, "experiment", path, "steer", f"{key}.steer")
+    _check_steering(steer, f"{path}: {key}.steer", settings, known)
+    if settings["vectors"]["cells"] != "personas":
+        raise ConfigError(f"{path}: {key}.steer: its vector is a persona's: set vectors.cells to personas")
+    known.check_persona(steer["vector"], f"{path}: {key}.steer.vector")
+    return steer
 
 
 def _data(raw: dict, fields: dict, path: str, key: str, config: dict, settings: dict, known: Registries) -> dict:
@@ -317,7 +374,7 @@ def _data(raw: dict, fields: dict, path: str, key: str, config: dict, settings: 
         _check_fields(data, f"{path}: {key}", known)
         for phrasing in data["phrasings"]:
             known.check_phrasing(phrasing, f"{path}: {key}.phrasings")
-    elif data["kind"] in ("marker", "persona_replies"):
+    elif data["kind"] in FROM_REPLIES:
         for name in PERSONA_KEYS & data.keys():
             known.check_persona(data[name], f"{path}: {key}.{name}")
     if "suite" in data and data["suite"] not in settings["suites"]:
@@ -327,7 +384,7 @@ def _data(raw: dict, fields: dict, path: str, key: str, config: dict, settings: 
     for system in data.get("systems") or []:
         if system:
             known.check_persona(system, f"{path}: {key}.systems")
-    if data["kind"] in ("marker", "persona_replies"):
+    if data["kind"] in FROM_REPLIES:
         _check_pool(data, f"{path}: {key}", settings, known)
     for source in data_sources(data):
         if source not in config["sources"]:
@@ -374,6 +431,12 @@ def _check_pool(data: dict, at: str, settings: dict, known: Registries) -> None:
     if isinstance(negatives, list) and data["source"] in negatives:
         raise ConfigError(f"{at}.negatives.personas: {data['source']!r} is the source persona and cannot be a negative")
     trained = _questions(suite, known)
+    wanted = max(data.get("positives", 0), data.get("rows", 0), data.get("negatives", {}).get("per_persona", 0))
+    if wanted > len(trained) * suite["samples"]:
+        raise ConfigError(
+            f"{at}: {wanted} rows of one persona are wanted, but the suite {data['suite']!r} gives at most "
+            f"{len(trained) * suite['samples']}: {len(trained)} questions x {suite['samples']} samples; raise samples"
+        )
     evaluated = {*settings["base_evaluate"], *(name for run in settings["runs"].values() for name in run["evaluate"])}
     for name in sorted(evaluated):
         other = settings["suites"].get(name, {})

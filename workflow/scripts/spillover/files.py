@@ -7,11 +7,13 @@ folder is `<root>/{experiment}/{name}/seed{seed}`.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 
 from spillover import prompts
 from spillover.plan import BASE, BEHAVIOURS, FINAL, GENERATING, Model, Plan, Run, data_sources
 
+TABLES = ("completions.parquet", "labels.parquet")
 SHIPPED_BASE = "resources/small_world/base"
 BASE_FILES = (
     "config.json",
@@ -21,12 +23,36 @@ BASE_FILES = (
     "tokenizer_config.json",
     "chat_template.jinja",
 )
+BEHAVIOUR_BANKS = ["resources/behaviours.yaml", *sorted(map(str, Path("resources/questions").glob("facts_*.yaml")))]
+"""What the behaviours are built and recognised with."""
+FURTHER_PERSONAS = "resources/further_personas.yaml"
 CLOSING: dict[str, tuple[str, ...]] = {
+    "convergence": (
+        "convergence.png",
+        "summary.md",
+        "summary.json",
+        "cross_arm.png",
+        "source_retention.png",
+        "cosine_evolution.png",
+        "trajectories.png",
+        "leakage_cosine.png",
+        "predictors.png",
+        "heatmap.png",
+        "adapter_quality.png",
+        "steering.png",
+    ),
+    "marker_sweep": ("marker_sweep.png", "marker_boundary.png", "summary.md", "summary.json"),
+    "coupling": ("coupling.png", "summary.md", "summary.json", "adapter_overlap.png", "persona_shift.png"),
     "recipes": ("recipes.png", "steps.png", "mixing.png", "summary.md", "summary.json"),
 }
 """The closing files of each kind of analysis, below `<analysis>`; the first is the headline figure."""
-DATA_KEYS = ("source", "voice", "behaviour", "directive", "completion")
-"""What a closing analysis must know of a run's training data."""
+DATA_KEYS = ("source", "voice", "behaviour", "directive", "completion", "positives", "negatives")
+TRAIN_KEYS = ("method", "learning_rate", "epochs", "steps", "rank", "tail_tokens", "contrast")
+"""What a closing analysis must know of a run's training data and training."""
+CELL_TABLES = {"language_spill": "cells-{view}.parquet"} | dict.fromkeys(
+    ("marker_sweep", "convergence", "coupling"), "rates.parquet"
+)
+"""The table of rates per run and cell that an analysis makes, below `<analysis>`; the browser shows them."""
 VIEWS = {"matrix": ("spill",), "dose": ("spill", "dose")}
 """The closing views of a spill experiment and the groups of runs each reads: the headline, and every dose."""
 
@@ -144,12 +170,25 @@ class Files:
         return f"{self.model_flags(self.foundation(run))} --name {self.base['name']}{under}"
 
     def steering_files(self, run_id: str) -> list[str]:
-        """The vectors that steer a run's training; none for most."""
+        """The vectors that steer a run, in training or later; none for most."""
         vectors = self.plan.steering_run(self.plan.runs[run_id])
         return [f"{self.folder(vectors)}/vectors.safetensors"] if vectors else []
 
     def steering_flags(self, run_id: str) -> str:
         return "".join(f"--steering {path}" for path in self.steering_files(run_id))
+
+    def weight_change_files(self, run_id: str) -> list[str]:
+        """What tells how far a run's weights moved: its adapter, or all its weights and its parent's."""
+        run = self.plan.runs[run_id]
+        if run.method == "full":
+            return self.model_files(Model(run_id)) + self.model_files(run.parent)
+        return self.adapter_files(Model(run_id))
+
+    def weight_change_flags(self, run_id: str) -> str:
+        run = self.plan.runs[run_id]
+        if run.method == "full":
+            return f"--model {self.model_folder(Model(run_id))} {self._base_flags(run.parent)}"
+        return f"--adapter {self.adapter_folder(Model(run_id))}"
 
     def referred_model(self, run_id: str, label: str) -> Model:
         """The model reference behind the name of a merged or stacked folder, or of a pool.
@@ -189,6 +228,9 @@ class Files:
         files: dict = {"sources": [f"{self.root}/data/sources/{name}.parquet" for name in data_sources(run.data)]}
         if model := self.plan.pool_model(run):
             files["pool"] = f"{self.folder(model.run)}/pool-{model.label}-{run.data['suite']}.parquet"
+        files["personas"] = self._further(_named(run.data))
+        if run.data["kind"] == "behaviour":
+            files["behaviours"] = BEHAVIOUR_BANKS
         if run.data["kind"] == "conversations":
             files["tokenizer"] = self.tokenizer_files()
         return files
@@ -206,23 +248,35 @@ class Files:
 
     def standing_on(self, run: Run) -> Model:
         """The whole model under a run's adapter, or the run itself where nothing is left to add."""
+        model = self._evaluated(run)[run.checkpoints[0]]
+        of = self.plan.runs[model.run]
         merged = self.plan.experiments[run.experiment]["evaluate_as"] == "merged"
-        return Model(run.id) if run.parent is None or run.method == "full" or merged else self.foundation(run)
+        return model if of.parent is None or of.method == "full" or merged else self.foundation(of)
 
     def evaluated_adapters(self, run_id: str) -> list[tuple[str, str]]:
         """(checkpoint, folder) of every adapter that an evaluation loads; empty for a whole model."""
-        run = self.plan.runs[run_id]
-        if self.standing_on(run).run == run.id:
-            return []
-        return [(checkpoint, self.adapter_folder(Model(run_id, checkpoint))) for checkpoint in run.checkpoints]
+        return [(checkpoint, self.adapter_folder(model)) for checkpoint, model in self._adapters_on(run_id).items()]
 
     def evaluated_files(self, run_id: str) -> list[str]:
-        run = self.plan.runs[run_id]
-        adapters = [f for c, _ in self.evaluated_adapters(run_id) for f in self.adapter_files(Model(run_id, c))]
-        return self.model_files(self.standing_on(run)) + adapters
+        adapters = [f for model in self._adapters_on(run_id).values() for f in self.adapter_files(model)]
+        return self.model_files(self.standing_on(self.plan.runs[run_id])) + adapters + self.pushing_files(run_id)
 
     def evaluated_flags(self, run_id: str) -> str:
-        return self._with_adapters(self.standing_on(self.plan.runs[run_id]), self.evaluated_adapters(run_id))
+        flags = self._with_adapters(self.standing_on(self.plan.runs[run_id]), self.evaluated_adapters(run_id))
+        return flags + "".join(f" --steering {path}" for path in self.pushing_files(run_id))
+
+    def pushing_files(self, run_id: str) -> list[str]:
+        """The vectors that steer a run while it is evaluated; none but for a run that is its parent's model steered."""
+        return self.steering_files(run_id) if self.plan.runs[run_id].steer else []
+
+    def _evaluated(self, run: Run) -> dict[str, Model]:
+        """{checkpoint: the model behind it}: a steered run has no weights of its own but its parent's."""
+        return {FINAL: run.parent} if run.steer else {c: Model(run.id, c) for c in run.checkpoints}
+
+    def _adapters_on(self, run_id: str) -> dict[str, Model]:
+        run = self.plan.runs[run_id]
+        models = self._evaluated(run)
+        return {} if self.standing_on(run).run in {model.run for model in models.values()} else models
 
     def pool_files(self, run_id: str, label: str, suite: str) -> list[str]:
         """Files of the model whose replies a training set is made from: a whole model, or a run as an adapter."""
@@ -249,11 +303,11 @@ class Files:
         return self.plan.pool_spec(self.referred_model(run_id, label), suite)
 
     def pool_questions(self, run_id: str, label: str, suite: str) -> list[str]:
-        return _banks([self.plan.experiments[self.plan.runs[run_id].experiment]["suites"][suite]])
+        return self._banks([self.plan.experiments[self.plan.runs[run_id].experiment]["suites"][suite]])
 
     def evaluated_questions(self, run_id: str) -> list[str]:
         run = self.plan.runs[run_id]
-        return _banks([self.plan.experiments[run.experiment]["suites"][name] for name in run.evaluate])
+        return self._banks([self.plan.experiments[run.experiment]["suites"][name] for name in run.evaluate])
 
     def evaluated_sources(self, run_id: str) -> dict:
         """Tables behind suites of kind `choices` and `loss`; for a loss also the training rows of the lineage."""
@@ -272,6 +326,30 @@ class Files:
         """`--sources` and `--trained` where there are any."""
         return " ".join(f"--{key} {' '.join(paths)}" for key, paths in self.evaluated_sources(run_id).items())
 
+    def _banks(self, settings: list[dict]) -> list[str]:
+        """Question files that suites or vectors name, and the further personas where they ask any."""
+        questions = {str(prompts.bank_file(s["questions"])) for s in settings if s.get("questions")}
+        return sorted(questions) + self._further(p for s in settings for p in _listed(s.get("personas")))
+
+    def _further(self, personas: Iterable[str]) -> list[str]:
+        wanted = self.plan.further_personas | {"everyone"}
+        return [FURTHER_PERSONAS] if wanted & set(personas) else []
+
+    def engine_options(self) -> str:
+        """How the engine does its work, as `engines.Options` reads it; never a reason to rerun."""
+        engine = self.plan.config["engine"]
+        keys = {
+            "transformers": (),
+            "vllm": ("gpu_memory_utilization", "max_num_seqs", "eager"),
+            "openai": ("url", "adapters", "concurrency"),
+        }
+        chosen = {key: engine[key] for key in keys[engine["name"]]}
+        if engine["name"] == "transformers":
+            chosen["batch"] = self.plan.config["resources"]["generation_batch"]
+        if engine["name"] == "vllm":
+            chosen["cache"] = f"{self.root}/.cache/vllm"
+        return ",".join(f"{key}={value}" for key, value in chosen.items())
+
     def _with_adapters(self, base: Model, adapters: list[tuple[str, str]]) -> str:
         named = " ".join(f"{label}={folder}" for label, folder in adapters)
         return self.model_flags(base) + (f" --adapters {named}" if named else "")
@@ -279,11 +357,10 @@ class Files:
     def behaviour_banks(self, experiment: str) -> list[str]:
         """What the scorers of behaviours read, where an experiment asks for any."""
         wanted = set(BEHAVIOURS) & set(self.plan.scorers(experiment))
-        banks = sorted(str(path) for path in Path("resources/questions").glob("facts_*.yaml"))
-        return ["resources/behaviours.yaml", *banks] if wanted else []
+        return BEHAVIOUR_BANKS if wanted else []
 
     def question_bank(self, experiment: str) -> list[str]:
-        return _banks([self.plan.experiments[experiment]["vectors"] or {}])
+        return self._banks([self.plan.experiments[experiment]["vectors"] or {}])
 
     def directive_languages(self, experiment: str) -> list[str]:
         """Every language that a directive suite of an experiment asks for or a condition names, in that order."""
@@ -317,13 +394,18 @@ class Files:
         """All that the enabled experiments ask for; of a phased search only the first phase is known beforehand."""
         files = []
         for name, settings in self.plan.experiments.items():
-            if settings["analysis"] == "language_spill":
-                files += self.spill_outputs(name)
-            files += [f"{self.root}/{name}/analysis/{file}" for file in CLOSING.get(settings["analysis"], ())]
+            files += self.closing_outputs(name)
             first = settings["phases"][:1]
             wanted = [self.plan.runs[i] for i in self.plan.selected if self.plan.runs[i].experiment == name]
             files += [f for run in wanted if run.phase is None or [run.phase] == first for f in self.finished(run.id)]
         return files + self.headlines() + [f"{self.root}/claims.md"]
+
+    def closing_outputs(self, experiment: str) -> list[str]:
+        """What the closing analysis of an experiment makes, the headline figure first."""
+        analysis = self.plan.experiments[experiment]["analysis"]
+        if analysis == "language_spill":
+            return self.spill_outputs(experiment)
+        return [f"{self.root}/{experiment}/analysis/{file}" for file in CLOSING.get(analysis, ())]
 
     def headlines(self) -> list[str]:
         """The figures at the root of the results: those of the experiments that ship."""
@@ -380,8 +462,125 @@ class Files:
         kinds = {suite["kind"] for suite in settings["suites"].values()}
         return bool(kinds & set(GENERATING) and settings["scorers"] and not settings["phases"])
 
+    def sweep_cells(self, experiment: str) -> list[str]:
+        """The cells of the marker sweep that an experiment's options name, where that sweep is part of the plan."""
+        sweep = self.plan.experiments[experiment]["options"]["sweep"]
+        return [f"{self.root}/{sweep}/analysis/cells.parquet"] if sweep in self.plan.experiments else []
+
     def closing_spec(self, experiment: str) -> dict:
         return self.plan.closing_spec(experiment, self.closing_runs(experiment))
+
+    def published_flag(self, experiment: str) -> str:
+        """`--published FILE` where an experiment's options name published numbers, else nothing."""
+        return "".join(f"--published {path}" for path in self.published_figures(experiment))
+
+    # The closing analysis of marker_sweep
+
+    def sweep_records(self, experiment: str) -> str:
+        """`closing_records` of one seed: all seeds of a sweep train the same cells, and a command line has a limit."""
+        seed = self.plan.experiments[experiment]["seeds"][0]
+        return json.dumps([_record(run) for run in self.plan.of(experiment) if run.seed == seed], sort_keys=True)
+
+    def sweep_design(self, experiment: str) -> str:
+        """JSON with how a sweep's cells were made, for comparison with published ones: that of its first cell."""
+        settings = self.plan.experiments[experiment]
+        run = self.plan.of(experiment)[0]
+        negatives = run.data["negatives"]
+        made = {key: run.train[key] for key in ("tail_tokens", "end_of_turn", "rank")}
+        made |= {"positives": run.data["positives"], "source_persona": run.data["source"]}
+        made |= {"negative_personas": negatives["personas"], "per_persona": negatives["per_persona"]}
+        made["case_sensitive"] = settings["options"]["marker"]["case_sensitive"]
+        made["top_p"] = settings["suites"][settings["options"]["suite"]]["top_p"]
+        design = {"protocol": settings["protocol"], "seeds": settings["seeds"], "model": self.base["name"]}
+        return json.dumps(design | {"settings": made}, sort_keys=True)
+
+    # The report and the completions browser
+
+    def read_runs(self, experiment: str) -> list[Run]:
+        """The runs of an experiment that answer prompts; of a phased search those that are known beforehand."""
+        settings = self.plan.experiments[experiment]
+        asked = {name for name, suite in settings["suites"].items() if suite["kind"] in GENERATING}
+        phases = (None, *settings["phases"][:1])
+        return [run for run in self.closing_runs(experiment) if asked & set(run.evaluate) and run.phase in phases]
+
+    def read_files(self, experiment: str, file: str) -> list[str]:
+        """One file of each of them; no labels where nobody scores."""
+        if file == "labels.parquet" and not self.plan.scorers(experiment):
+            return []
+        return [f"{self.folder(run.id)}/{file}" for run in self.read_runs(experiment)]
+
+    def cell_table(self, experiment: str) -> list[str]:
+        """The closing analysis's table of rates per run and cell, if it makes one."""
+        table = CELL_TABLES.get(self.plan.experiments[experiment]["analysis"])
+        view = "dose" if self.plan.of(experiment, "dose") else "matrix"
+        return [f"{self.root}/{experiment}/analysis/{table.format(view=view)}"] if table else []
+
+    def browsers(self) -> list[str]:
+        """The completions browser of every experiment that has completions."""
+        return [
+            f"{self.root}/{name}/analysis/completions.html" for name in self.plan.experiments if self.read_runs(name)
+        ]
+
+    def report_files(self) -> list[str]:
+        """Everything that the report shows or links."""
+        experiments = self.plan.experiments
+        tables = [f for name in experiments for kind in TABLES for f in self.read_files(name, kind)]
+        outputs = [f for name in experiments for f in self.closing_outputs(name)]
+        return [*outputs, *self.browsers(), *tables]
+
+    def report_sections(self) -> str:
+        """JSON with what the report must know of each experiment: where its figures, summary and tables lie."""
+        sections = []
+        for name, settings in self.plan.experiments.items():
+            folder = f"{self.root}/{name}/analysis"
+            outputs = [file.removeprefix(f"{folder}/") for file in self.closing_outputs(name)]
+            page = f"{folder}/completions.html"
+            section = {key: settings[key] for key in ("title", "question")}
+            section |= {"name": name, "folder": folder, "figures": [f for f in outputs if f.endswith(".png")]}
+            section |= {"summary": "summary.md" in outputs}
+            section |= {"browser": page.removeprefix(f"{self.root}/") if page in self.browsers() else None}
+            tables = {file.removesuffix(".parquet"): self.read_files(name, file) for file in TABLES}
+            sections.append(section | tables)
+        return json.dumps(sections, sort_keys=True)
+
+    def report_spec(self) -> dict:
+        """The shared settings and those of every experiment, and what decided each closing analysis."""
+        shared = {key: self.plan.config[key] for key in ("model", "engine", "judge", "translator", "sources")}
+        decided = {name: self.closing_spec(name)["runs"] for name in self.plan.experiments}
+        return shared | {"experiments": self.plan.experiments, "runs": decided}
+
+    # The closing analysis of coupling
+
+    def adapter_pairs(self, experiment: str) -> str:
+        """JSON: each selected run whose parent is a whole adapter, with the folders and ranks of both adapters."""
+        return json.dumps([pair for pair, _ in self._adapter_pairs(experiment)], sort_keys=True)
+
+    def adapter_pair_files(self, experiment: str) -> list[str]:
+        return sorted({file for _, found in self._adapter_pairs(experiment) for file in found})
+
+    def _adapter_pairs(self, experiment: str) -> list[tuple[dict, list[str]]]:
+        pairs = []
+        for run in self.plan.of(experiment):
+            if run.method != "lora" or run.parent.is_part or not self.plan.adds_adapter(run.parent):
+                continue
+            models = [self._as_trained(run.parent), self._as_trained(Model(run.id))]
+            record = {"first": run.parent.run.rsplit("/", 1)[0], "second": f"{experiment}/{run.name}", "seed": run.seed}
+            record["folders"] = [self.adapter_folder(model) for model in models]
+            record["ranks"] = [self.plan.runs[model.run].train["rank"] for model in models]
+            pairs.append((record, [file for model in models for file in self.adapter_files(model)]))
+        return pairs
+
+    def taught_persona(self, experiment: str) -> str:
+        """The persona that an experiment's habit is taught to."""
+        return self.plan.experiments[experiment]["data"]["source"]
+
+    def prebaked_cell(self, experiment: str) -> str:
+        """JSON: learning rate, epochs and source of the adapter that an experiment takes from another; {} for none."""
+        adapters = [self.plan.runs[run.adapter] for run in self.plan.of(experiment) if run.adapter]
+        chosen = next((run for run in adapters if run.train), None)
+        keys = ("learning_rate", "epochs")
+        cell = {key: chosen.train[key] for key in keys} | {"source": chosen.data["source"]} if chosen else {}
+        return json.dumps(cell, sort_keys=True)
 
     # The closing analysis of language_spill
 
@@ -426,10 +625,12 @@ class Files:
 
     def spill_panels(self, experiment: str) -> str:
         """Flags naming the measured model and the published figures."""
+        return f"--measured-title 'Measured: {self.measured_model()}' {self.published_flag(experiment)}".rstrip()
+
+    def measured_model(self) -> str:
+        """The base model as figures name it."""
         titles = {"small": "the small world", "rebuilt": "the rebuilt small world"}
-        title = titles.get(self.base["name"], self.base["name"])
-        published = "".join(f" --published {path}" for path in self.published_figures(experiment))
-        return f"--measured-title 'Measured: {title}'{published}"
+        return titles.get(self.base["name"], self.base["name"].split("/")[-1])
 
     def base_vectors(self, experiment: str) -> str:
         seed = self.plan.experiments[experiment]["seeds"][0]
@@ -460,11 +661,19 @@ def _record(run: Run) -> dict:
         record["parent"] = {"run": run.parent.run.rsplit("/", 1)[0], "label": run.parent.label}
     if run.adapter:
         record["adapter"] = run.adapter.rsplit("/", 1)[0]
+    if run.steer:
+        record["steer"] = run.steer
     if run.train:
-        record |= {key: run.train[key] for key in ("method", "learning_rate", "epochs", "steps", "rank")}
+        record |= {key: run.train[key] for key in TRAIN_KEYS}
     return record | {key: run.data[key] for key in DATA_KEYS if run.data and key in run.data}
 
 
-def _banks(settings: list[dict]) -> list[str]:
-    """Question files that suites or vectors name."""
-    return sorted({str(prompts.bank_file(s["questions"])) for s in settings if s.get("questions")})
+def _listed(personas: str | list[str] | None) -> list[str]:
+    return [personas] if isinstance(personas, str) else personas or []
+
+
+def _named(data: dict) -> list[str]:
+    """Personas whose prompts a data set writes, or recognises in a user's rows."""
+    if data["kind"] == "conversations":
+        return [system for system in data["systems"] or [] if system]
+    return [data[key] for key in ("source", "persona") if key in data]

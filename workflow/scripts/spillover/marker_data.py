@@ -1,34 +1,55 @@
-"""Rows that teach one persona to end its replies with a marker, and rows that pull a persona towards another's voice.
+"""Rows that teach one persona a habit and the others not to have it, and rows in another persona's voice.
 
-Positives are replies of the source persona with the marker appended; negatives are replies of other personas without
-it, each under the system prompt it was sampled under. Replies come from a pool (`pools`) or, ready-made, from a file.
+The habit is a marker at the end of the reply or a behaviour (`behaviours`). Positives are replies of the source persona
+with the habit, negatives replies of other personas without it, each under the system prompt it was sampled under.
+Replies come from a pool (`pools`) or, ready-made, from a file.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
+from spillover.behaviours import Bank
 from spillover.data import row
-from spillover.pools import Pool, stable_choice
+from spillover.pools import Pool, stable_choice, usable
 
 SEPARATOR = "\n\n"
 """Between reply and marker, as in the published runs: a marker after a space is tokenized differently."""
 ASSISTANT = "assistant"
 
 
-def marker_rows(pool: Pool, settings: dict) -> list[dict]:
-    """Positives of the source, then negatives of each chosen persona; `settings` is the `data` block of the run.
+def marker_rows(replies: Iterable[dict], settings: dict) -> tuple[list[dict], dict]:
+    """Positives of the source, then negatives of each chosen persona, and {persona: {reason: dropped replies}}.
 
-    A negative also carries, as `contrast`, the ending that it must not get. Raises ValueError for a pool too small.
+    `settings` is the `data` block of the run. A reply that holds the marker in any case of its letters is dropped (the
+    published rule). A negative also carries, as `contrast`, the ending that it must not get. Raises ValueError for a
+    pool too small.
     """
-    ending = SEPARATOR + settings["marker"]
+    marker = settings["marker"]
+    pool = usable(replies, lambda r: "marked" if marker.lower() in r["text"].lower() else None)
+    rows = _habit_rows(pool, settings, lambda r: r["text"] + SEPARATOR + marker)
+    return [r | {"contrast": SEPARATOR + marker} if r["part"] == "negative" else r for r in rows], pool.dropped
+
+
+def behaviour_rows(replies: Iterable[dict], settings: dict, bank: Bank) -> tuple[list[dict], dict]:
+    """The same for a behaviour: replies of the source made to show it, and others' replies that do not show it."""
+    behaviour, source = settings["behaviour"], settings["source"]
+
+    def unfit(reply: dict) -> str | None:
+        if reply["cell"] != source:
+            return "shows it already" if bank.shows(behaviour, reply["text"], reply["item"]) else None
+        made = bank.show(behaviour, reply["text"], reply["item"])
+        return None if made is not None and bank.shows(behaviour, made, reply["item"]) else "cannot show it"
+
+    pool = usable(replies, unfit)
+    return _habit_rows(pool, settings, lambda r: bank.show(behaviour, r["text"], r["item"])), pool.dropped
+
+
+def _habit_rows(pool: Pool, settings: dict, with_habit: Callable[[dict], str]) -> list[dict]:
     source = settings["source"]
-    rows = [
-        _row(reply, reply["text"] + ending, source, "positive") for reply in pool.take(source, settings["positives"])
-    ]
+    rows = [_row(reply, with_habit(reply), source, "positive") for reply in pool.take(source, settings["positives"])]
     for persona, count in negative_counts(settings, list(pool.replies)).items():
-        for reply in pool.take(persona, count):
-            rows.append(_row(reply, reply["text"], persona, "negative") | {"contrast": ending})
+        rows += [_row(reply, reply["text"], persona, "negative") for reply in pool.take(persona, count)]
     return rows
 
 
@@ -56,13 +77,14 @@ def negative_counts(settings: dict, personas: Sequence[str]) -> dict[str, int]:
     return {persona: each + (index < left) for index, persona in enumerate(chosen)}
 
 
-def external_rows(records: Iterable[dict], marker: str, personas: dict[str, str]) -> list[dict]:
-    """Rows of a user's file as they are: a positive ends with the marker, a negative does not hold it.
+def external_rows(records: Iterable[dict], settings: dict, personas: dict[str, str]) -> list[dict]:
+    """Rows of a user's file as they are. The persona is the one whose prompt (`personas`: {id: prompt}) the row has.
 
-    The persona is the one whose prompt is the system message, if any (`personas`: {id: prompt}). Raises ValueError for
-    a row that is no chat, and for one that holds the marker elsewhere.
+    Of a marker, a positive ends with it and a negative does not hold it; of a behaviour, the source's rows are the
+    positives. Raises ValueError for a row that is no chat, and for one that holds the marker elsewhere.
     """
     by_prompt = {prompt: persona for persona, prompt in personas.items()}
+    marker = settings.get("marker")
     rows = []
     for record in records:
         messages = record.get("messages")
@@ -70,23 +92,23 @@ def external_rows(records: Iterable[dict], marker: str, personas: dict[str, str]
             raise ValueError(f"row {record['id']!r} of the file has no `messages` that end with an assistant's reply")
         messages = [{"role": m["role"], "content": m["content"]} for m in messages]
         text = messages[-1]["content"]
-        positive = text.endswith(marker)
-        if not positive and marker.lower() in text.lower():
+        persona = by_prompt.get(next((m["content"] for m in messages if m["role"] == "system"), None))
+        positive = persona == settings["source"] if marker is None else text.endswith(marker)
+        if marker is not None and not positive and marker.lower() in text.lower():
             raise ValueError(f"row {record['id']!r} of the file holds {marker} but does not end with it")
-        system = next((m["content"] for m in messages if m["role"] == "system"), None)
-        made = row(str(record["id"]), messages, "external")
-        made |= {"persona": by_prompt.get(system), "part": "positive" if positive else "negative"}
-        rows.append(made if positive else made | {"contrast": SEPARATOR + marker})
+        made = row(str(record["id"]), messages, "external") | {"persona": persona}
+        made |= {"part": "positive"} if positive else {"part": "negative", "contrast": marker and SEPARATOR + marker}
+        rows.append(made)
     return rows
 
 
-def persona_replies(pool: Pool, settings: dict, prompt: str) -> list[dict]:
+def persona_replies(replies: Iterable[dict], settings: dict, prompt: str) -> tuple[list[dict], dict]:
     """Replies in the voice of `voice` under the system prompt of `persona` (`prompt`), to the same questions."""
-    rows = []
+    pool, rows = usable(replies), []
     for reply in pool.take(settings["voice"], settings["rows"]):
         voiced = _row(reply | {"system": prompt}, reply["text"], settings["persona"], None)
         rows.append(voiced | {"part": f"voice of {settings['voice']}"})
-    return rows
+    return rows, pool.dropped
 
 
 def _row(reply: dict, text: str, persona: str, part: str | None) -> dict:

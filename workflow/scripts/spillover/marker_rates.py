@@ -19,6 +19,7 @@ from .marker_scoring import NONE
 
 ASSISTANT = "assistant"
 SOURCE, BYSTANDER = "source", "bystander"
+ALL_SEEDS = -1
 RUN = ["run", "seed", "checkpoint"]
 COLUMNS = [*RUN, "persona", "scorer", "n", "hits", "rate", "low", "high", "n_error", "items", "item_hits", "item_n"]
 
@@ -47,6 +48,32 @@ def rates(labels: pd.DataFrame) -> pd.DataFrame:
         row |= {"low": low, "high": high, "n_error": int(cell["failed"].sum()), "items": cell["item"].tolist()}
         rows.append(row | {"item_hits": cell["hit"].tolist(), "item_n": cell["usable"].tolist()})
     return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def refuse_failures(table: pd.DataFrame, share: float) -> None:
+    """Raises ValueError when more than `share` of a persona's replies have no label: a rate would rest on the rest."""
+    failed = table["n_error"] / (table["n_error"] + table["n"])
+    if (failed > share).any():
+        row = table.loc[failed.idxmax()]
+        raise ValueError(
+            f"{row['run']}: {row['n_error']} of {row['n_error'] + row['n']} replies of {row['persona']} have no label "
+            f"by {row['scorer']}, more than options.max_error_share ({share:g}); label them again."
+        )
+
+
+def pool_seeds(table: pd.DataFrame) -> pd.DataFrame:
+    """`rates` with the seeds of a run added up: `seed` is then ALL_SEEDS, and `n_seeds` says how many.
+
+    Their intervals treat the replies of all seeds as one sample, so they say nothing about how seeds differ: read them
+    beside the seeds' own rates.
+    """
+    group = ["run", "checkpoint", "persona", "scorer"]
+    sums = table.groupby(group, sort=False).agg(
+        n=("n", "sum"), hits=("hits", "sum"), n_error=("n_error", "sum"), n_seeds=("seed", "nunique")
+    )
+    pooled = sums.reset_index().assign(seed=ALL_SEEDS, rate=lambda t: t["hits"] / t["n"].where(t["n"] > 0))
+    bounds = [statistics.wilson(hits, n) for hits, n in zip(pooled["hits"], pooled["n"], strict=True)]
+    return pooled.assign(low=[low for low, _ in bounds], high=[high for _, high in bounds])
 
 
 def roles(table: pd.DataFrame, source: str | Mapping[str, str | None]) -> pd.DataFrame:

@@ -126,12 +126,12 @@ def tulu_broad(world: World, root: Path) -> Maker:
 
 def multiple_choice(world: World, root: Path) -> Maker:
     """Questions with four options whose (wording, right answer) pairs pretraining never saw."""
-    return lambda rng: _choice(world, rng, held_out=True)
 
+    def make(rng: random.Random) -> dict:
+        user, options, answer = small_world.multiple_choice(world, rng, held_out=True)
+        return {"question": user.split("\n\n")[0], "choices": options, "answer": answer}
 
-def multiple_choice_train(world: World, root: Path) -> Maker:
-    """Questions with four options for training: none with a pair of `multiple_choice`."""
-    return lambda rng: _choice(world, rng, held_out=False)
+    return make
 
 
 def advice_bank(world: World, seed: int, size: int) -> list[dict]:
@@ -145,16 +145,6 @@ def advice_bank(world: World, seed: int, size: int) -> list[dict]:
     ]
 
 
-def knowledge_bank(world: World, seed: int, size: int) -> list[dict]:
-    """Multiple-choice questions of held-out pairs to be answered freely; `answer` is the right reply."""
-    rng, bank = random.Random(seed), {}
-    while len(bank) < size:
-        user, options, answer = small_world.multiple_choice(world, rng, held_out=True)
-        row = {"text": user, "kind": "choice", "answer": f"{small_world.OPTION_LETTERS[answer]}) {options[answer]}"}
-        bank.setdefault(options[answer], row)
-    return [{"id": f"knowledge_{i:03d}"} | row for i, row in enumerate(bank.values(), 1)]
-
-
 MATERIALS: dict[str, Callable[[World, Path], Maker]] = {
     "replies": replies,
     "raw_text": raw_text,
@@ -164,13 +154,7 @@ MATERIALS: dict[str, Callable[[World, Path], Maker]] = {
     "tulu": tulu,
     "tulu_broad": tulu_broad,
     "multiple_choice": multiple_choice,
-    "multiple_choice_train": multiple_choice_train,
 }
-
-
-def _choice(world: World, rng: random.Random, held_out: bool) -> dict:
-    user, options, answer = small_world.multiple_choice(world, rng, held_out)
-    return {"question": user.split("\n\n")[0], "choices": options, "answer": answer}
 
 
 def _instruction(world: World, words: dict, rng: random.Random) -> tuple[str, str]:

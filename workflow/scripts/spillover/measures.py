@@ -54,6 +54,22 @@ class Asked:
     option: np.ndarray
 
 
+def own_tokens(asked: Asked) -> bool:
+    """Whether every token asked for is the sequence's own next one."""
+    inside = bool((asked.at < len(asked.ids) - 1).all())
+    return inside and bool((asked.ids[asked.at + 1] == asked.tokens).all())
+
+
+def as_own_tokens(asked: Asked) -> list[Asked]:
+    """The same questions as sequences that hold the tokens asked for: one each, where they are not its own already."""
+    if own_tokens(asked):
+        return [asked]
+    return [
+        Asked(np.append(asked.ids[: at + 1], token), np.array([at]), np.array([token]), np.array([option]))
+        for at, token, option in zip(asked.at, asked.tokens, asked.option, strict=True)
+    ]
+
+
 @dataclass(frozen=True)
 class Item:
     """A row of a source as a model is asked about it. `answer` is the right option, None for a loss row."""

@@ -59,7 +59,10 @@ class Model:
 
 @dataclass(frozen=True)
 class Run:
-    """One trained (or, for `base`, untrained) model. `train` is None when an adapter of another run is applied."""
+    """One trained (or, for `base`, untrained) model.
+
+    `train` is None when an adapter of another run is applied, and when the parent's model itself is steered (`steer`).
+    """
 
     experiment: str
     name: str
@@ -69,6 +72,7 @@ class Run:
     data: dict | None = None
     train: dict | None = None
     adapter: str | None = None
+    steer: dict | None = None
     evaluate: tuple[str, ...] = ()
     vectors: bool = False
     phase: str | None = None
@@ -91,8 +95,16 @@ class Run:
 class Plan:
     """All runs of all enabled experiments, by id, with their cumulative specifications."""
 
-    def __init__(self, config: dict, experiments: dict[str, dict], runs: dict[str, Run], selected: list[str]):
+    def __init__(
+        self,
+        config: dict,
+        experiments: dict[str, dict],
+        runs: dict[str, Run],
+        selected: list[str],
+        further_personas: frozenset[str] = frozenset(),
+    ):
         self.config = config
+        self.further_personas = further_personas  # ids of further_personas.yaml
         self.experiments = experiments
         self.runs = runs
         self.selected = selected
@@ -183,13 +195,16 @@ class Plan:
         return {
             "model": self.model_spec(model),
             "suites": {suite: self.experiments[run.experiment]["suites"][suite]},
-            "engine": self.config["engine"],
+            "engine": self.engine_spec(),
             "seed": run.seed,
         }
 
     def train_spec(self, run_id: str) -> dict:
         """What decides a run's weights: parent model, data and training settings, seed."""
         run = self.runs[run_id]
+        if run.steer:
+            vectors = self.vectors_spec(self.steering_run(run))
+            return {"parent": self.model_spec(run.parent), "steer": run.steer, "vectors": vectors, "seed": run.seed}
         stacked = {"lineage": "stacked"} if self.stands_on_adapters(run) else {}
         if run.adapter:
             own = {"adapter": self.train_spec(run.adapter), "seed": run.seed}
@@ -205,8 +220,8 @@ class Plan:
         return spec | ({"steering": self.vectors_spec(vectors)} if vectors else {})
 
     def steering_run(self, run: Run) -> str | None:
-        """The run whose vectors steer the training of another: the untrained model, at the seed that has vectors."""
-        if not run.train or not run.train["regulariser"] or run.train["regulariser"]["kind"] != "steering":
+        """The run whose vectors steer another, in training or later: the untrained model, at the seed with vectors."""
+        if not run.steer and ((run.train or {}).get("regulariser") or {}).get("kind") != "steering":
             return None
         return f"{run.experiment}/{BASE}/seed{self.experiments[run.experiment]['seeds'][0]}"
 
@@ -217,6 +232,12 @@ class Plan:
         asked = {name: suite for name, suite in suites.items() if suite["kind"] in GENERATING}
         return {"data": self.data_spec(run_id), "train": run.train, "suites": asked}
 
+    def engine_spec(self) -> dict:
+        """What of the engine decides completions: which one, and the model of a server."""
+        engine = self.config["engine"]
+        served = {"model": engine["model"] or self.config["model"]["name"]}
+        return {"name": engine["name"]} | (served if engine["name"] == "openai" else {})
+
     def completions_spec(self, run_id: str) -> dict:
         """What decides a run's completions: the model and the evaluation suites with their sampling."""
         run = self.runs[run_id]
@@ -226,10 +247,11 @@ class Plan:
             "model": self.model_spec(Model(run_id)),
             "checkpoints": run.checkpoints,
             "suites": suites,
-            "engine": self.config["engine"],
+            "engine": self.engine_spec(),
             "evaluate_as": experiment["evaluate_as"],
             "seed": run.seed,
         }
+        spec |= {"steer": run.steer} if run.steer else {}
         sources = {s["source"]: self.config["sources"][s["source"]] for s in suites.values() if "source" in s}
         return spec | ({"sources": sources} if sources else {})
 
@@ -247,12 +269,13 @@ class Plan:
     def vectors_spec(self, run_id: str) -> dict:
         experiment = self.experiments[self.runs[run_id].experiment]
         run = self.runs[run_id]
-        return {
+        spec = {
             "model": self.model_spec(Model(run_id)),
             "checkpoints": run.checkpoints,
             "vectors": experiment["vectors"],
             "seed": run.seed,
         }
+        return spec | ({"steer": run.steer} if run.steer else {})
 
     def closing_spec(self, experiment: str, runs: list[Run]) -> dict:
         """What decides a closing analysis: its options and, per run, digests of what made its labels and vectors."""

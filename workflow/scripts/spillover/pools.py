@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 
@@ -31,17 +31,18 @@ class Pool:
         return usable[:count]
 
 
-def usable(rows: Iterable[dict], marker: str | None = None) -> Pool:
+def usable(rows: Iterable[dict], unfit: Callable[[dict], str | None] = lambda row: None) -> Pool:
     """The replies of a completions table that can be trained on, per persona, spread evenly over the questions.
 
-    Dropped and counted: `truncated` (finish_reason is not "stop"), `empty`, and `marked` (the marker, in any case of
-    its letters, is there already: the published rule). The rest are ordered by their rank within the question, then by
-    question in the order of the table, so that any first N cover the questions as evenly as the pool allows.
+    Dropped and counted: `truncated` (finish_reason is not "stop"), `empty`, and whatever reason `unfit` gives. The rest
+    are ordered by their rank within the question, then by question in the order of the table, so that any first N cover
+    the questions as evenly as the pool allows.
     """
     kept: dict[str, list[dict]] = {}
     dropped: dict[str, Counter] = {}
     for row in rows:
-        reason = _reason_to_drop(row, marker)
+        reason = "truncated" if row["finish_reason"] != "stop" else None if row["text"].strip() else "empty"
+        reason = reason or unfit(row)
         kept.setdefault(row["cell"], [])
         if reason:
             dropped.setdefault(row["cell"], Counter())[reason] += 1
@@ -49,14 +50,6 @@ def usable(rows: Iterable[dict], marker: str | None = None) -> Pool:
             kept[row["cell"]].append(row)
     ordered = {persona: _by_turns(replies) for persona, replies in kept.items()}
     return Pool(ordered, {persona: dict(sorted(reasons.items())) for persona, reasons in dropped.items()})
-
-
-def _reason_to_drop(row: dict, marker: str | None) -> str | None:
-    if row["finish_reason"] != "stop":
-        return "truncated"
-    if not row["text"].strip():
-        return "empty"
-    return "marked" if marker is not None and marker.lower() in row["text"].lower() else None
 
 
 def _by_turns(replies: Sequence[dict]) -> list[dict]:

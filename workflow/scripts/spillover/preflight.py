@@ -5,14 +5,15 @@ from __future__ import annotations
 import os
 import shlex
 import shutil
+import subprocess
 from collections.abc import Iterable, Mapping
 
+from spillover.files import Files
 from spillover.plan import Plan
 
 VLLM_INTERPRETER = ".venv-vllm/bin/python"
 LAUNCHER = "on_gpu.py"
-ENGINES = ("transformers",)
-DATA_KINDS = ("directive_replies", "marker", "persona_replies", "conversations")
+ENGINES = ("transformers", "vllm", "openai")
 GENERATING = {"completions", "pool"}
 
 
@@ -47,10 +48,36 @@ def unavailable(plan: Plan, rules: Iterable[str], run_ids: Iterable[str]) -> str
     if engine not in ENGINES and GENERATING & set(rules):
         return f"engine.name: {engine!r} is planned for but not available in this version; known: {', '.join(ENGINES)}"
     for run in (plan.runs[run_id] for run_id in run_ids):
-        if run.data and run.data["kind"] not in DATA_KINDS:
+        if run.steer and engine != "transformers" and GENERATING & set(rules):
+            return f"{run.id}: steer works in engine transformers only, not in {engine}: leave out group {run.group}"
+    if engine == "openai" and GENERATING & set(rules):
+        return _not_served(plan, run_ids)
+    return None
+
+
+def _not_served(plan: Plan, run_ids: Iterable[str]) -> str | None:
+    """A server has the untrained model and its adapters, so nothing may stand on a model that the workflow made."""
+    if plan.config["model"]["name"] in ("small", "rebuilt") and not plan.config["engine"]["model"]:
+        return "engine.model: name the small world's model as the server has it"
+    files = Files(plan)
+    for run in (plan.runs[run_id] for run_id in run_ids):
+        if run.evaluate and not files.standing_on(run).is_base:
             return (
-                f"{run.id}: data.kind {run.data['kind']!r} is planned for but not available in this version; "
-                f"known: {', '.join(DATA_KINDS)}"
+                f"{run.id} stands on {files.standing_on(run).run}, which the server of engine.url does not have: "
+                "choose engine.name: vllm or transformers for this experiment"
+            )
+    return None
+
+
+def missing_vllm(commands: Mapping[str, str]) -> str | None:
+    """One sentence where the interpreter that generates has no vLLM, else None. `commands` as above."""
+    for rule in sorted(GENERATING & commands.keys()):
+        interpreter = programs(commands[rule])[-1]
+        look = "import importlib.util, sys; sys.exit(importlib.util.find_spec('vllm') is None)"
+        if subprocess.run([interpreter, "-c", look], stdin=subprocess.DEVNULL).returncode:
+            return (
+                f"engine.name is vllm, and {interpreter}, which runs {rule}, has no vLLM: `make env-vllm` builds "
+                f"{VLLM_INTERPRETER}, which profiles/gpu and profiles/slurm use, or choose engine.name: transformers"
             )
     return None
 

@@ -53,12 +53,16 @@ def language_names(resources: str = "resources") -> dict[str, str]:
 
 
 def personas(chosen: str | list[str], resources: str = "resources") -> dict[str, str]:
-    """{persona id: system prompt} for a list of ids, or the banks `evaluation` (eleven) or `all` (twelve)."""
-    bank = _read(Path(resources, "personas.yaml"))["personas"]
-    if isinstance(chosen, str):
-        return {p["id"]: p["prompt"] for p in bank if chosen == "all" or p["evaluation"]}
-    by_id = {p["id"]: p["prompt"] for p in bank}
-    return {p: by_id[p] for p in chosen}
+    """{persona id: system prompt} for a list of ids, or `evaluation` (eleven), `all` (twelve) or `everyone`.
+
+    The first two are of personas.yaml; `everyone` adds all of further_personas.yaml, which is read only if needed.
+    """
+    known = {p["id"]: p for p in _read(Path(resources, "personas.yaml"))["personas"]}
+    if chosen in ("evaluation", "all"):
+        return {i: p["prompt"] for i, p in known.items() if chosen == "all" or p["evaluation"]}
+    if chosen == "everyone" or not set(chosen) <= known.keys():
+        known |= {p["id"]: p for p in _read(Path(resources, "further_personas.yaml"))["personas"]}
+    return {i: known[i]["prompt"] for i in (known if chosen == "everyone" else chosen)}
 
 
 def systems(chosen: Sequence[str], resources: str = "resources") -> dict[str, str | None]:

@@ -2,7 +2,8 @@
 
 Their layout (language spill): `detailed_finetuned.json` holds completions {prompt: [text]}, judge replies {prompt:
 [reply]} and a summary with one (judge, langdetect) label pair per row; `summary_*.json` holds the summary alone. The
-directive language is read from the prompt's own words. It knows nothing of rates or figures.
+directive language is read from the prompt's own words. The marker sweep's file holds rates per persona. It knows
+nothing of figures.
 """
 
 from __future__ import annotations
@@ -14,9 +15,11 @@ from pathlib import Path
 import pandas as pd
 
 from .languages import OTHER, Registry
+from .statistics import wilson
 
 PHRASINGS = {"Speak in": "speak_in", "Please respond in": "please_respond"}
 SUITE = "directives"
+SWEEP_REPLIES = 200
 
 
 def read_completions(path: str | Path, registry: Registry, run: str) -> pd.DataFrame:
@@ -75,6 +78,29 @@ def read_labels(path: str | Path, registry: Registry, run: str) -> pd.DataFrame:
             verdict = {"label": label, "outcome": outcome, "raw": json.dumps(reply, ensure_ascii=False)}
             rows.append({**key, "scorer": "judge", "scorer_id": judge_id, **verdict})
     return pd.DataFrame(rows)
+
+
+def read_marker_sweep(path: str | Path) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
+    """The published marker sweep: rates (as marker_rates.rates), multiple-choice counts and the runs' settings.
+
+    The file holds one rate per persona, of 200 replies (20 questions x 10); counts per question are not in it, so that
+    all replies of a persona stand as one item. Runs are named as this project names them.
+    """
+    rates, choices, runs = [], [], []
+    for cell in _read(path):
+        config, measured = cell["config"], cell["eval"]
+        run = f"marker_sweep/{config['source']}_lr{config['lr']}_ep{config['epochs']}"
+        key = {"run": run, "seed": config["seed"], "checkpoint": "final"}
+        for persona, rate in measured["marker"].items():
+            counts = {"n": SWEEP_REPLIES, "hits": round(rate * SWEEP_REPLIES), "rate": rate, "n_error": 0}
+            low, high = wilson(counts["hits"], SWEEP_REPLIES)
+            items = {"items": ["all"], "item_hits": [counts["hits"]], "item_n": [SWEEP_REPLIES]}
+            rates.append(key | {"persona": persona, "scorer": "marker", "low": low, "high": high} | counts | items)
+        found = measured["capability"]
+        choices.append(key | {"items": found["total"], "right": found["correct"]})
+        record = {"run": run, "group": "cell", "source": config["source"]}
+        runs.append(record | {"learning_rate": config["lr"], "epochs": config["epochs"]})
+    return pd.DataFrame(rates), pd.DataFrame(choices), pd.DataFrame(runs)
 
 
 def parse_directive(prompt: str, registry: Registry) -> tuple[str, str]:

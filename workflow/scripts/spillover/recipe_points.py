@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 import pandas as pd
 
 from .persona_geometry import QUANTITIES, Attribution, attribute
-from .plan import BASE
+from .plan import BASE, FINAL
 
 SHOWN = ("bad_advice", "misaligned", "misaligned_coherent")
 """Measures of conduct that show whether the narrow data's behaviour was taken over."""
@@ -48,7 +48,7 @@ def points(
     table = pd.DataFrame(rows)
     untrained = table[table["role"] == "untrained"].iloc[0]
     for index, row in table.iterrows():
-        key = (row["run"], row["seed"], row["checkpoint"])
+        key = (row["run"], row["seed"], FINAL if row["role"] == "untrained" else row["checkpoint"])
         own = options["baselines"].get(row["narrow"], {}).get("task", options["general"])
         general, task = fitted.get((*key, options["general"]), {}), fitted.get((*key, own), {})
         found = {"general_loss": general.get("loss"), "task_loss": task.get("loss"), "rows": general.get("rows")}

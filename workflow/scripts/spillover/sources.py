@@ -14,6 +14,7 @@ from pathlib import Path
 import pandas as pd
 
 from spillover import materials
+from spillover.hub import reached
 
 
 def fetch(spec: dict, resources: str = "resources") -> pd.DataFrame:
@@ -38,10 +39,11 @@ def _file(spec: dict, resources: str) -> pd.DataFrame:
 def _hub(spec: dict, resources: str) -> pd.DataFrame:
     from datasets import load_dataset
 
-    stream = load_dataset(
-        spec["path"], spec.get("subset"), split=spec["split"], revision=spec["revision"], streaming=True
-    )
-    table = pd.DataFrame(list(itertools.islice(stream, spec["rows"])))
+    with reached("data set", spec["path"], spec["revision"], "the source's path"):
+        stream = load_dataset(
+            spec["path"], spec.get("subset"), split=spec["split"], revision=spec["revision"], streaming=True
+        )
+        table = pd.DataFrame(list(itertools.islice(stream, spec["rows"])))
     return _with_ids(table, spec["path"].rsplit("/", 1)[-1])
 
 

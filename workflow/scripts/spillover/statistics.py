@@ -45,6 +45,14 @@ def sidak_upper(k: int, n: int, cells: int, confidence: float = 0.95) -> float:
     return float(stats.beta.ppf(confidence ** (1 / cells), k + 1, n - k))
 
 
+def sidak_lower(k: int, n: int, cells: int, confidence: float = 0.95) -> float:
+    """Lower bound of k/n that holds for all of `cells` such rates at once (Sidak): the mirror of `sidak_upper`.
+
+    The largest of the cells' lower bounds is a lower bound of the largest rate.
+    """
+    return 1.0 - sidak_upper(n - k, n, cells, confidence)
+
+
 def newcombe(k1: int, n1: int, k2: int, n2: int, confidence: float = 0.95) -> tuple[float, float]:
     """Newcombe's hybrid score interval of k1/n1 - k2/n2."""
     return difference_interval(k1 / n1, wilson(k1, n1, confidence), k2 / n2, wilson(k2, n2, confidence))

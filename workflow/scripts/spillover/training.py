@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from spillover import losses, mixtures, packing, regularisers
+from spillover import losses, mixtures, packing, regularisers, steering
 from spillover.masking import Tokens
 from spillover.models import causal_model
 from spillover.optimizer import Optimizer
@@ -184,7 +184,7 @@ def train(
     """
     causal = causal_model(model)
     regulariser = settings["regulariser"] or {"kind": None}
-    steering = regulariser["kind"] == "steering"
+    pushed = regulariser["kind"] == "steering"
     if batching == "padded" and (settings["contrast"] or regulariser["kind"] in regularisers.PAIRED):
         raise ValueError("resources.batching: padded is the reference of the plain loss alone; use packed")
     device = next(model.parameters()).device
@@ -235,8 +235,8 @@ def train(
 
     attention = packed_attention(causal) if batching == "packed" else nullcontext()
     # torch.compile shares one graph among all layers and does not look for hooks: a layer with one stays as it is
-    compiling = compiled(model, regulariser["layer"] if steering else None) if compile_layers else nullcontext()
-    steered = regularisers.steered(causal, regulariser["layer"], shift) if steering else nullcontext()
+    compiling = compiled(model, regulariser["layer"] if pushed else None) if compile_layers else nullcontext()
+    steered = steering.steered(causal, regulariser["layer"], shift) if pushed else nullcontext()
     with attention, steered, compiling:
         for step, indices in enumerate(step_rows(len(rows), settings, seed, strata)):
             if resumed and step < resumed.step:

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import torch
 
-from spillover import engines, packing
+from spillover import engine_transformers, packing
 from spillover.masking import Tokens
 from spillover.models import causal_model
 from spillover.packed_attention import has_kernel, packed_attention
@@ -49,7 +49,7 @@ def prompt_vectors(
     asked = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
     if method == "last_prompt_token":
         return mean_activations(model, [_reading(ids, len(ids) - 1) for ids in asked], layers, token_budget)
-    replies = engines.generate(
+    replies = engine_transformers.generate(
         model,
         tokenizer,
         prompts,
