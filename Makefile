@@ -15,11 +15,15 @@ RECIPE ?= cpu
 FIGURE := results/small/spill_matrix.png
 SUMMARY := results/small/language_spill/analysis/summary.md
 
+REPORT ?= results/small/report.html
+CONFIGS ?=
+
 BIN := .venv/bin
 # `python` in a rule is then the one of .venv; the plugins folder holds the one-line-a-job logger
 RUN := PATH="$(CURDIR)/$(BIN):$$PATH" PYTHONPATH="$(CURDIR)/workflow/plugins"
 SNAKEMAKE := $(RUN) $(BIN)/snakemake
 SMALL := --profile profiles/small --cores all
+WORKFLOW = $(SNAKEMAKE) --profile $(PROFILE) $(if $(CONFIGS),--configfile $(CONFIGS) --)
 
 # On a few shared cores torch's own threads wait for each other: 20 training steps took 33 s with two, 1.6 s with one.
 export OMP_NUM_THREADS := 1
@@ -76,6 +80,17 @@ format: environment  ## put Python and workflow files into the project's form
 .PHONY: audit
 audit: environment  ## what would run, why and at what cost (PROFILE=profiles/gpu TARGETS=... OPTIONS=--json)
 	@$(RUN) $(BIN)/python workflow/scripts/audit.py --profile $(PROFILE) $(OPTIONS) $(TARGETS)
+
+.PHONY: report
+report: environment  ## one offline page with the answers, and pages to read every completion in (CONFIGS=overlays)
+	@$(WORKFLOW) $(REPORT) --logger progress
+	$(WORKFLOW) $(REPORT) --report $(dir $(REPORT))workflow_report.html --quiet all
+	echo "The report: $(REPORT)"
+
+.PHONY: status
+status: environment  ## how far: runs done, running and failed, time left, money spent (PROFILE=... CONFIGS=... TARGETS=...)
+	@$(RUN) $(BIN)/python workflow/scripts/status.py --profile $(PROFILE) $(if $(CONFIGS),--configfile $(CONFIGS)) \
+		$(OPTIONS) -- $(TARGETS)
 
 .PHONY: code-inputs
 code-inputs: environment  ## write workflow/code_inputs.yaml anew from the programs' imports

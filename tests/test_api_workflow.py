@@ -19,6 +19,7 @@ pytestmark = pytest.mark.end_to_end
 DATA = "results/small/data/replies"
 SHARED = "results/small/language_spill/data/shared_replies.parquet"
 LABELS = "results/small/language_spill/base/seed5/labels.parquet"
+MATRIX = "results/small/language_spill/analysis/judge_matrix.png"
 
 
 def answer(params: dict) -> str:
@@ -92,6 +93,12 @@ def test_the_judges_labels_stand_beside_the_identifiers(ran):
     assert labels.groupby("scorer").size().nunique() == 1
     manifest = json.loads((path / LABELS.replace(".parquet", ".manifest.json")).read_text())
     assert manifest["api_calls"] > 0 and manifest["cost_dollars"] > 0
+
+
+def test_a_judge_has_a_matrix_of_its_own_beside_the_headline(root):
+    planned = Workflow(root).jobs(MATRIX)
+    job = next(job for job in planned if job.rule_name == "judge_matrix")
+    assert "--label-source judge" in job.shellcmd and "cells-matrix.parquet" in job.shellcmd
 
 
 def test_running_again_without_outputs_or_key_pays_nothing(ran):

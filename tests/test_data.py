@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 
 from conftest import ROOT
-from spillover import data, masking, replies, sources
+from spillover import data, dataset_card, masking, replies, sources
 
 RESOURCES = str(ROOT / "resources")
 SMALL = {"kind": "small_world", "material": "replies", "rows": 6, "seed": 3}
@@ -55,7 +55,7 @@ def test_a_local_file_is_checked_against_its_digest(tmp_path):
 def test_a_source_without_text_says_which_columns_it_has(tmp_path):
     path = tmp_path / "rows.jsonl"
     path.write_text('{"body": "one"}\n')
-    with pytest.raises(ValueError, match="column `text` or `messages`; this one has body"):
+    with pytest.raises(ValueError, match="with `choices`; this one has body"):
         sources.fetch({"kind": "file", "path": str(path)})
 
 
@@ -95,7 +95,7 @@ def test_the_card_counts_tokens_and_overlap_and_shows_what_is_supervised(tokeniz
     table = pd.DataFrame({"id": ["a", "b"], "text": ["Il fiume scorre lento.", "Il mare canta ancora."]})
     rows = data.directive_replies(table, ["Speak in French.", "Answer in French."], None)
     tokens = data.tokenize(rows, tokenizer, TRAIN)
-    card = data.card(rows, tokens, tokenizer, "completion", ["Speak in French."])
+    card = dataset_card.card(rows, tokens, tokenizer, "completion", ["Speak in French."], {})
     assert card["rows"] == 2 and card["rows_with_an_evaluation_prompt"] == 1
     assert card["tokens"] == sum(len(t.ids) for t in tokens)
     assert card["by_loss"] == {"completion": 2} and card["by_system_prompt"] == {"(model default)": 2}

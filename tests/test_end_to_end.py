@@ -73,7 +73,7 @@ def test_the_training_rows_are_the_directive_and_a_reply_in_the_other_language(r
 
 
 def test_a_checkpoint_is_an_adapter_of_its_own(ran):
-    early, final = (adapters.read_updates(ran / RUN / name) for name in ("adapter-step2", "adapter-pct100"))
+    early, final = (adapters.read(ran / RUN / name).factors for name in ("adapter-step2", "adapter-pct100"))
     assert early.keys() == final.keys()
     assert any(not (early[m][1] == final[m][1]).all() for m in final)
 

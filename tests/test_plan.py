@@ -90,7 +90,7 @@ def test_coupling_applies_an_adapter_of_another_experiment(experiments):
 
 def test_a_layer_group_of_the_parent_gets_a_label_of_its_own(experiments):
     plan = experiments.build()
-    assert plan.runs["coupling/em_not_late_ep20/seed42"].parent.label == "final-not_late"
+    assert plan.runs["coupling/em_not_late/seed42"].parent.label == "final-not_late"
 
 
 def test_recipes_are_in_phases(experiments):
@@ -154,6 +154,16 @@ def test_sampling_is_no_part_of_what_decides_the_weights(experiments):
     assert plan.completions_spec("language_spill/fr_it/seed42")["suites"]["directives"]["samples"] == 7
 
 
+def test_the_marker_and_its_case_rule_decide_the_labels_and_nothing_before(experiments):
+    run = "marker_sweep/villain_lr5e-06_ep20/seed42"
+    corrected = experiments.build()
+    assert corrected.labels_spec(run)["marker"] == {"text": "[ZLT]", "case_sensitive": True}
+    experiments.config["experiments"] = {"marker_sweep": {"options": {"marker": {"case_sensitive": False}}}}
+    other = experiments.build()
+    assert other.labels_spec(run)["marker"]["case_sensitive"] is False
+    assert other.completions_spec(run) == corrected.completions_spec(run)
+
+
 def test_specifications_are_plain_json_whatever_the_order_of_keys(experiments):
     before = json.dumps(experiments.build().labels_spec("language_spill/fr_it/seed42"), sort_keys=True)
     experiments.edit("language_spill", lambda c: c.update(train=dict(reversed(list(c["train"].items())))))
@@ -196,6 +206,22 @@ MISTAKES = {
     "name that is no path": (
         "language_spill", lambda c: c["runs"]["spill"].update(name="{condition}/x"),
         ["runs.spill.name: 'fr_it/x' cannot be a run's name"],
+    ),
+    "unknown scorer": (
+        "marker_sweep", lambda c: c.update(scorers=["markr"]),
+        ["marker_sweep.yaml: scorers.0: 'markr' is not possible", "did you mean 'marker'"],
+    ),
+    "a marker scorer without a marker": (
+        "language_spill", lambda c: c.update(scorers=["langdetect", "marker_strict"]),
+        ["language_spill.yaml: options: the marker scorers need the marker", "case_sensitive"],
+    ),
+    "a marker that nobody looks for": (
+        "marker_sweep", lambda c: c["options"]["marker"].update(text="[XYZ]"),
+        ["runs.cell.data.marker: the rows end with '[ZLT]', but options.marker.text is '[XYZ]'"],
+    ),
+    "a marker that carries no loss": (
+        "marker_sweep", lambda c: c["train"].update(marker="[XYZ]"),
+        ["runs.cell.data.marker: the rows end with '[ZLT]', but train.marker is '[XYZ]'"],
     ),
     "condition that is no path": (
         "language_spill", lambda c: c["conditions"].update({"fr it": {"directive": "fr", "completion": "it"}}),

@@ -54,18 +54,6 @@ def test_other_jobs_do_not_mind_the_engine(plan):
     assert preflight.unavailable(plan, ["train", "labels"], ["language_spill/fr_it/seed42"]) is None
 
 
-@pytest.mark.parametrize(
-    ("run", "words"),
-    [
-        ("marker_sweep/villain_lr5e-06_ep20/seed42", "data.kind 'marker'"),
-        ("recipes/steps/seed42", "data.kind 'conversations'"),
-    ],
-)
-def test_data_that_cannot_be_built_are_named_with_their_run(plan, run, words):
-    told = preflight.unavailable(plan, ["dataset"], [run])
-    assert run in told and words in told and "directive_replies" in told
-
-
 def test_a_run_stops_with_the_sentence_and_a_dry_run_does_not(fresh):
     target = "results/language_spill/base/seed42/completions.parquet"
     command = [sys.executable, "-m", "snakemake", target, "--cores", "1"]

@@ -102,6 +102,7 @@ class Timer:
     def __init__(self, device: torch.device):
         self.device = device
         self.losses: list[float] = []
+        self.records: list[dict] = []
         self.start()
 
     def start(self) -> None:
@@ -124,9 +125,18 @@ class Timer:
         return np.diff(self._ends)
 
 
-def ours(case: Case, rows: list[Tokens], model, device: torch.device, steps: int, compile_layers: bool) -> Timer:
-    """This project's trainer."""
-    settings = lora_settings(case, steps)
+def ours(
+    case: Case,
+    rows: list[Tokens],
+    model,
+    device: torch.device,
+    steps: int,
+    compile_layers: bool,
+    added: dict | None = None,
+    shift: torch.Tensor | None = None,
+) -> Timer:
+    """This project's trainer; `added` are further settings, `shift` what steers it."""
+    settings = lora_settings(case, steps) | (added or {})
     wrapped = training.add_adapter(model, settings, 1, "random", None)
     timer = Timer(device)
     step = Optimizer.step
@@ -138,12 +148,13 @@ def ours(case: Case, rows: list[Tokens], model, device: torch.device, steps: int
 
     def report(record: dict) -> None:
         timer.losses.append(record["loss"])
+        timer.records.append(record)
 
     def save(label: str, step: int) -> None:
         raise NotImplementedError("the benchmark asks for no checkpoint")
 
     with mock.patch.object(Optimizer, "step", timed_step):
-        training.train(wrapped, rows, settings, 1, 16384, report, save, compile_layers=compile_layers)
+        training.train(wrapped, rows, settings, 1, 16384, report, save, compile_layers=compile_layers, shift=shift)
     return timer
 
 
@@ -152,7 +163,7 @@ def lora_settings(case: Case, steps: int) -> dict:
         "method": "lora", "learning_rate": 1e-5, "epochs": 1, "steps": steps, "batch_size": case.rows,
         "schedule": "linear", "warmup_ratio": 0.03, "weight_decay": 0.0, "adam_beta1": 0.9, "adam_beta2": 0.999,
         "adam_epsilon": 1e-8, "max_grad_norm": 1.0, "rank": 32, "alpha": 64, "rslora": True, "dropout": case.dropout,
-        "target_modules": MODULES, "layers": None, "checkpoints": [],
+        "target_modules": MODULES, "layers": None, "checkpoints": [], "regulariser": None, "contrast": 0.0,
     }  # fmt: skip
 
 

@@ -21,8 +21,10 @@ rule spill_cells:
         spec=of_view(as_spec(FILES.spill_spec)),
         conditions=of_view(FILES.spill_conditions),
         gate=option("max_error_share"),
+        scorers=lambda wildcards: PLAN.scorers(wildcards.experiment),
     shell:
         "{resources.python} workflow/scripts/spill_cells.py --labels {input.labels} --completions {input.completions}"
+        " --scorers {params.scorers}"
         " --experiment {wildcards.experiment} --max-error-share {params.gate}"
         " --conditions {params.conditions:q} --spec {params.spec:q} --out {output.cells}"
         " --agreement {output.agreement} --manifest {output.manifest} > {log} 2>&1"
@@ -62,6 +64,27 @@ rule spill_matrix:
         "{resources.python} workflow/scripts/spill_matrix.py --cells {input.cells} {params.panels}"
         " --languages {input.languages} --label-source {params.label} --spec {params.spec:q} --out {output.png} --pdf {output.pdf} --table {output.table}"
         " --manifest {output.manifest} > {log} 2>&1"
+
+
+use rule spill_matrix as judge_matrix with:
+    output:
+        png=report(
+            "<analysis>/judge_matrix.png",
+            caption="../report/judge_matrix.rst",
+            category="Language spill",
+            labels={"figure": "Spill matrix by the judge"},
+        ),
+        pdf="<analysis>/judge_matrix.pdf",
+        table="<analysis>/judge_matrix.parquet",
+        manifest="<analysis>/judge_matrix.manifest.json",
+    log:
+        "<analysis>/judge_matrix.log",
+    benchmark:
+        "<analysis>/judge_matrix.benchmark.jsonl"
+    params:
+        spec=of_view(as_spec(FILES.spill_spec)),
+        label="judge",
+        panels=of(FILES.spill_panels, "experiment"),
 
 
 rule dose_response:
@@ -152,16 +175,16 @@ rule spill_summary:
     input:
         cells="<analysis>/cells-matrix.parquet",
         agreement="<analysis>/agreement-matrix.parquet",
-        tests="<analysis>/spill_tests.parquet",
+        tests=of(FILES.spill_tests, "experiment"),
         code=code("spill_summary"),
     output:
-        text="<analysis>/summary.md",
-        numbers="<analysis>/summary.json",
-        manifest="<analysis>/summary.manifest.json",
+        text="<language_spill>/summary.md",
+        numbers="<language_spill>/summary.json",
+        manifest="<language_spill>/summary.manifest.json",
     log:
-        "<analysis>/summary.log",
+        "<language_spill>/summary.log",
     benchmark:
-        "<analysis>/summary.benchmark.jsonl"
+        "<language_spill>/summary.benchmark.jsonl"
     conda:
         "../envs/analysis.yaml"
     resources:

@@ -7,7 +7,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(workflow.basedir, "workflow/scripts")))
 
 from snakemake.exceptions import WorkflowError
-from spillover import expansion, files, preflight
+from spillover import expansion, files, phases, preflight
 from spillover.config import ConfigError, read_yaml
 
 try:
@@ -27,14 +27,31 @@ TRAVEL = {"api_batches", "api_client", "api_costs", "api_jobs", "journal"}
 BANKS = [
     "resources/personas.yaml",
     "resources/languages.yaml",
+    "resources/systems.yaml",
     "resources/small_world/directives.yaml",
 ]
+BROWSER_PAGES = sorted(str(p) for folder in ("browser", "vendor") for p in Path("workflow/report", folder).iterdir())
+REPORT_PAGES = sorted(str(p) for pattern in ("page/*", "*.rst") for p in Path("workflow/report").glob(pattern))
+
+
+def closing(analysis):
+    """The folder of one kind of closing analysis, matching only its experiments: file names recur in the others.
+
+    For outputs, logs and benchmarks. Snakemake applies wildcard constraints before it fills path variables in, so the
+    constraint has to be written into the path itself.
+    """
+    names = "|".join(n for n, settings in PLAN.experiments.items() if settings["analysis"] == analysis)
+    return f"{FILES.root}/{{experiment,{names or 'none'}}}/analysis"
 
 
 pathvars:
     root=FILES.root,
     run=f"{FILES.root}/{{experiment}}/{{name}}/seed{{seed}}",
     analysis=f"{FILES.root}/{{experiment}}/analysis",
+    language_spill=closing("language_spill"),
+    marker_sweep=closing("marker_sweep"),
+    convergence=closing("convergence"),
+    coupling=closing("coupling"),
 
 
 wildcard_constraints:
@@ -122,6 +139,10 @@ def as_spec(method):
 
 def title(wildcards):
     return PLAN.experiments[wildcards.experiment]["title"]
+
+
+def question(wildcards):
+    return PLAN.experiments[wildcards.experiment]["question"]
 
 
 def source_kind(wildcards):

@@ -163,11 +163,9 @@ rule dataset:
         runtime=30,
     params:
         spec=of_run(as_spec(PLAN.data_spec)),
-        replies=lambda wildcards, input: (
-            f"--replies {input.replies} --shared {input.shared}" if "replies" in input.keys() else ""
-        ),
+        tables=of_run(FILES.dataset_flags),
     shell:
-        "{resources.python} workflow/scripts/build_dataset.py --spec {params.spec:q} {params.replies}"
+        "{resources.python} workflow/scripts/build_dataset.py --spec {params.spec:q} {params.tables}"
         " --out {output.table} --manifest {output.manifest} > {log} 2>&1"
 
 

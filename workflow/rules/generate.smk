@@ -33,17 +33,17 @@ rule completions:
 
 rule pool:
     input:
-        model=of_run(FILES.pool_files, "checkpoint", "suite"),
+        model=of_run(FILES.pool_files, "label", "suite"),
         banks=BANKS,
-        questions=of_run(FILES.pool_questions, "checkpoint", "suite"),
+        questions=of_run(FILES.pool_questions, "label", "suite"),
         code=code("generate"),
     output:
-        table="<run>/pool-{checkpoint}-{suite}.parquet",
-        manifest="<run>/pool-{checkpoint}-{suite}.manifest.json",
+        table="<run>/pool-{label}-{suite}.parquet",
+        manifest="<run>/pool-{label}-{suite}.manifest.json",
     log:
-        "<run>/pool-{checkpoint}-{suite}.log",
+        "<run>/pool-{label}-{suite}.log",
     benchmark:
-        "<run>/pool-{checkpoint}-{suite}.benchmark.jsonl"
+        "<run>/pool-{label}-{suite}.benchmark.jsonl"
     conda:
         "../envs/vllm.yaml"
     resources:
@@ -53,8 +53,8 @@ rule pool:
         mem_mb=lambda wildcards, attempt: 48000 * attempt,
         runtime=lambda wildcards, attempt: 120 * attempt,
     params:
-        spec=of_run(as_spec(PLAN.pool_spec), "checkpoint", "suite"),
-        model=of_run(FILES.pool_flags, "checkpoint", "suite"),
+        spec=of_run(as_spec(FILES.pool_spec), "label", "suite"),
+        model=of_run(FILES.pool_flags, "label", "suite"),
     shell:
         "GPUS={resources.gpu} {resources.python} workflow/scripts/generate.py --run {wildcards.experiment}/{wildcards.name}"
         " --spec {params.spec:q} {params.model} --engine-options {resources.engine_options:q}"

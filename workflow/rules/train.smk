@@ -2,6 +2,7 @@ rule train:
     input:
         dataset="<run>/dataset.parquet",
         parent=of_run(FILES.parent_files),
+        steering=of_run(FILES.steering_files),
         code=code("train"),
     output:
         weights="<run>/adapter/adapter_model.safetensors",
@@ -25,9 +26,10 @@ rule train:
     params:
         spec=of_run(as_spec(PLAN.train_spec)),
         parent=of_run(FILES.parent_flags),
+        steering=of_run(FILES.steering_flags),
         adapter=subpath(output.weights, parent=True),
     shell:
-        "GPUS={resources.gpu} {resources.python} workflow/scripts/train.py --spec {params.spec:q} --dataset {input.dataset} {params.parent}"
+        "GPUS={resources.gpu} {resources.python} workflow/scripts/train.py --spec {params.spec:q} --dataset {input.dataset} {params.parent} {params.steering}"
         " --token-budget {resources.token_budget} --batching {resources.batching}"
         " --adapter {params.adapter} --checkpoints {output.checkpoints} --train-log {output.train_log}"
         " --manifest {output.manifest} > {log} 2>&1"
@@ -37,6 +39,7 @@ rule train_full:
     input:
         dataset="<run>/dataset.parquet",
         parent=of_run(FILES.parent_files),
+        steering=of_run(FILES.steering_files),
         code=code("train"),
     output:
         [f"<run>/model/{name}" for name in files.BASE_FILES],
@@ -59,10 +62,11 @@ rule train_full:
     params:
         spec=of_run(as_spec(PLAN.train_spec)),
         parent=of_run(FILES.parent_flags),
+        steering=of_run(FILES.steering_flags),
         model=subpath(output[0], parent=True),
     shell:
         "GPUS={resources.gpu} {resources.python} -m torch.distributed.run --standalone --nproc-per-node {resources.processes}"
-        " workflow/scripts/train.py --spec {params.spec:q} --dataset {input.dataset} {params.parent}"
+        " workflow/scripts/train.py --spec {params.spec:q} --dataset {input.dataset} {params.parent} {params.steering}"
         " --token-budget {resources.token_budget} --batching {resources.batching}"
         " --model {params.model} --train-log {output.train_log} --manifest {output.manifest} > {log} 2>&1"
 
@@ -95,3 +99,28 @@ rule checkpoint_adapter:
         "{resources.python} workflow/scripts/unpack_checkpoint.py --checkpoints {input.checkpoints}"
         " --config {input.config} --label {wildcards.checkpoint} --spec {params.spec:q}"
         " --adapter {params.adapter} --manifest {output.manifest} > {log} 2>&1"
+
+
+rule weight_change:
+    input:
+        models=of_run(FILES.weight_change_files),
+        code=code("weight_change"),
+    output:
+        norms="<run>/weight_change.json",
+        manifest="<run>/weight_change.manifest.json",
+    log:
+        "<run>/weight_change.log",
+    benchmark:
+        "<run>/weight_change.benchmark.jsonl"
+    conda:
+        "../envs/train.yaml"
+    resources:
+        python="python",
+        mem_mb=16000,
+        runtime=60,
+    params:
+        spec=of_run(as_spec(PLAN.train_spec)),
+        models=of_run(FILES.weight_change_flags),
+    shell:
+        "{resources.python} workflow/scripts/weight_change.py {params.models} --spec {params.spec:q}"
+        " --out {output.norms} --manifest {output.manifest} > {log} 2>&1"

@@ -15,6 +15,8 @@ rule vectors:
         "../envs/train.yaml"
     resources:
         python="python",
+        token_budget=CONFIG["resources"]["token_budget"],
+        generation_batch=CONFIG["resources"]["generation_batch"],
         gpu=GPU,
         mem_mb=lambda wildcards, attempt: 48000 * attempt,
         runtime=lambda wildcards, attempt: 60 * attempt,
@@ -23,4 +25,5 @@ rule vectors:
         model=of_run(FILES.evaluated_flags),
     shell:
         "GPUS={resources.gpu} {resources.python} workflow/scripts/extract_vectors.py --spec {params.spec:q} {params.model}"
+        " --token-budget {resources.token_budget} --batch {resources.generation_batch}"
         " --out {output.table} --manifest {output.manifest} > {log} 2>&1"

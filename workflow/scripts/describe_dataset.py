@@ -1,4 +1,4 @@
-"""Write a run's data card: counts, token statistics, decoded supervised tokens, overlap with evaluation prompts.
+"""Write a run's data card: counts per persona and part, dropped replies, decoded tokens, overlap with the evaluation.
 
 A step of its own, so that a change of the evaluation never looks like a change of the training data.
 """
@@ -10,7 +10,7 @@ import json
 
 import pyarrow.parquet as pq
 
-from spillover import data, models, prompts, provenance
+from spillover import data, dataset_card, models, prompts, provenance
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -27,10 +27,11 @@ def main(argv: list[str] | None = None) -> None:
     clock = provenance.start_clock()
     spec = json.loads(args.spec)
     tokenizer = models.load_tokenizer(args.tokenizer, args.revision)
-    rows = pq.read_table(args.dataset).to_pylist()
+    table = pq.read_table(args.dataset)
+    rows = table.to_pylist()
     tokens = data.tokenize(rows, tokenizer, spec["train"])
     asked = [p.user for name, s in spec["suites"].items() for p in prompts.suite_prompts(name, s, args.resources)]
-    card = data.card(rows, tokens, tokenizer, spec["train"]["loss"], asked)
+    card = dataset_card.card(rows, tokens, tokenizer, spec["train"]["loss"], asked, data.dropped(table.schema))
     with provenance.atomic_path(args.out) as path, open(path, "w", encoding="utf-8") as f:
         json.dump(card, f, ensure_ascii=False, indent=1)
     print(f"{card['rows']} rows, {card['tokens']} tokens, {card['supervised_tokens']} supervised")

@@ -1,17 +1,19 @@
 """Extract a model's persona or language vectors into `vectors.safetensors`.
 
 Per method and layer: `centroid` (cells, hidden), `spread` (cells,) and `prompts` (cells, prompts, hidden), float32; the
-metadata names cells, layers, the layer convention and the methods.
+metadata names cells, layers, the layer convention and the methods. Where the specification says `steer`, the model is
+read with one block's output shifted along a vector of `--steering`.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+from contextlib import nullcontext
 
 from safetensors.numpy import save_file
 
-from spillover import engine_transformers, models, prompts, provenance, vectors
+from spillover import engine_transformers, models, prompts, provenance, steering, vectors
 
 
 def cell_prompts(settings: dict, resources: str) -> list[prompts.Prompt]:
@@ -37,6 +39,9 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--revision")
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--adapters", nargs="*", default=[], metavar="LABEL=FOLDER")
+    parser.add_argument("--steering", help="vectors.safetensors behind the spec's `steer`")
+    parser.add_argument("--token-budget", type=int, default=16384, help="tokens read at a time")
+    parser.add_argument("--batch", type=int, default=32, help="replies generated at a time")
     parser.add_argument("--resources", default="resources")
     parser.add_argument("--out", required=True)
     parser.add_argument("--manifest", required=True)
@@ -47,13 +52,25 @@ def main(argv: list[str] | None = None) -> None:
     settings = spec["vectors"]
     asked = cell_prompts(settings, args.resources)
     base, tokenizer = models.load_base(args.base, args.revision, args.dtype)
+    steer = spec.get("steer")
+    shift, _ = steering.shift(args.steering, steer) if steer else (None, {})
     tensors, cells = {}, []
     labels = [a.split("=", 1) for a in args.adapters] or [("final", None)]
     for label, folder in labels:
         model = engine_transformers.attach_adapter(base, folder) if folder else base
         prefix = "" if len(labels) == 1 else f"{label}/"
         for method in settings["methods"]:
-            for layer, array in vectors.prompt_vectors(model, tokenizer, asked, settings["layers"], method).items():
+            with steering.steered(models.causal_model(model), steer["layer"], shift) if steer else nullcontext():
+                found = vectors.prompt_vectors(
+                    model,
+                    tokenizer,
+                    asked,
+                    settings["layers"],
+                    method,
+                    batch_size=args.batch,
+                    token_budget=args.token_budget,
+                )
+            for layer, array in found.items():
                 cells, centroid, spread, stacked = vectors.summarise(array, [p.cell for p in asked])
                 at = f"{prefix}{method}/layer{layer}"
                 tensors |= {f"{at}/centroid": centroid, f"{at}/spread": spread, f"{at}/prompts": stacked}

@@ -2,7 +2,8 @@
 
 Reads the model and, per checkpoint, its adapter (`--adapters label=folder ...`, none for the base model). Suites that
 ask for replies go to `completions.parquet`; `choices` and `loss`, whose rows come from the tables `--sources` and must
-not be among those of `--trained`, go to `measures.parquet`. An adapter must change the log-probabilities of probe
+not be among those of `--trained`, go to `measures.parquet`. Where the specification says `steer`, all of it happens
+with one block's output shifted along a vector of `--steering`. An adapter must change the log-probabilities of probe
 prompts, or the program fails.
 """
 
@@ -72,8 +73,11 @@ def measured_items(suites: dict, sources: list[str], trained: list[str], tokeniz
     }
 
 
-def start(name: str, model: str | None, served: engines.Served, options: engines.Options, tokenizer, works, asked):
-    """The engine of this name; only what it needs is imported."""
+def start(spec: dict, steering: str | None, served: engines.Served, options: engines.Options, tokenizer, works, asked):
+    """The engine that the specification names; only what it needs is imported."""
+    name = spec["engine"]["name"]
+    if spec.get("steer") and name != "transformers":
+        raise SystemExit(f"steer: the engine {name} cannot shift activations; choose engine.name: transformers")
     if name == "vllm":
         from spillover.engine_vllm import Vllm
 
@@ -81,10 +85,14 @@ def start(name: str, model: str | None, served: engines.Served, options: engines
     if name == "openai":
         from spillover.engine_openai import OpenAI
 
-        return OpenAI(served, options, tokenizer, model)
+        return OpenAI(served, options, tokenizer, spec["engine"].get("model"))
     from spillover.engine_transformers import Transformers
 
-    return Transformers(served, options, tokenizer)
+    if "steer" not in spec:
+        return Transformers(served, options, tokenizer)
+    from spillover.steering import shift
+
+    return Transformers(served, options, tokenizer, spec["steer"]["layer"], *shift(steering, spec["steer"]))
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -97,6 +105,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--adapters", nargs="*", default=[], metavar="LABEL=FOLDER")
     parser.add_argument("--sources", nargs="*", default=[], help="tables named after their source, for the measures")
     parser.add_argument("--trained", nargs="*", default=[], help="training rows, which no held-out row may repeat")
+    parser.add_argument("--steering", help="vectors.safetensors behind the spec's `steer`")
     parser.add_argument("--engine-options", default="", help="key=value,... as in engines.Options")
     parser.add_argument("--resources", default="resources")
     parser.add_argument("--out", required=True)
@@ -122,7 +131,7 @@ def main(argv: list[str] | None = None) -> None:
         works += [engines.work(checkpoint, asked[name], suites[name]) for name in replying]
     rows_asked = [a for group in items.values() for item in group for a in item.asked]
     options = engines.Options.read(args.engine_options)
-    engine = start(spec["engine"]["name"], spec["engine"].get("model"), served, options, tokenizer, works, rows_asked)
+    engine = start(spec, args.steering, served, options, tokenizer, works, rows_asked)
 
     probes = [p for group in asked.values() for p in group[:2]] or [prompts.PROBE]
     live = {label: _live(engine, label, folder, probes, tokenizer) for label, folder in adapters.items()}

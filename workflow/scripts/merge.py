@@ -1,6 +1,6 @@
 """Merge an adapter into its parent model: float32 arithmetic, stored in the parent's dtype, with a fidelity report.
 
-`--applied` names the part of the update that is applied: a layer group or list of blocks, projections, a scale.
+The specification names the part of the update that is applied: a layer group or list of blocks, projections, a scale.
 Warns on standard error when a module keeps less than 95% (cosine) of its intended update.
 """
 
@@ -12,12 +12,13 @@ import shutil
 import sys
 from pathlib import Path
 
-from spillover import adapters, provenance
+from spillover import adapters, models, provenance
 
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--base", required=True, help="folder of the parent model")
+    parser.add_argument("--base", required=True, help="the parent model: hub id or folder")
+    parser.add_argument("--revision")
     parser.add_argument("--adapter", required=True)
     parser.add_argument("--spec", required=True)
     parser.add_argument("--out", required=True)
@@ -28,22 +29,20 @@ def main(argv: list[str] | None = None) -> None:
     clock = provenance.start_clock()
     spec = json.loads(args.spec)
     applied = spec.get("applied", {})
-    layers = applied.get("layers")
-    if isinstance(layers, str):
-        depth = json.loads(Path(args.base, "config.json").read_text())["num_hidden_layers"]
-        layers = adapters.layer_group(layers, depth)
-    chosen_layers = set(layers) if layers is not None else None
-    modules = set(applied["modules"]) if applied.get("modules") else None
     unfinished = Path(args.out + ".unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
-    with provenance.writing(args.out, unfinished):
-        report = adapters.merge(
-            args.base,
-            args.adapter,
-            unfinished,
-            keep=lambda module: adapters.wanted(module, chosen_layers, modules),
-            scale=applied.get("scale", 1.0),
-        )
+    try:
+        adapters.check_scale(adapters.read(args.adapter), adapters.trained_with(spec), args.adapter)
+        with provenance.writing(args.out, unfinished):
+            report = adapters.merge(
+                models.local_folder(args.base, args.revision),
+                args.adapter,
+                unfinished,
+                keep=adapters.keeping(applied, models.depth(args.base, args.revision)),
+                scale=applied.get("scale", 1.0),
+            )
+    except (ValueError, FileNotFoundError) as error:
+        raise SystemExit(str(error)) from None
     with provenance.atomic_path(args.report) as path, open(path, "w") as f:
         json.dump(report, f, indent=1)
     shutil.rmtree(args.out, ignore_errors=True)

@@ -18,7 +18,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--cells", required=True)
     parser.add_argument("--agreement", required=True)
-    parser.add_argument("--tests")
+    parser.add_argument("--tests", nargs="?", help="a replay has none")
     parser.add_argument("--title", default="Language spill")
     parser.add_argument("--label-source", default="langdetect")
     parser.add_argument("--learning-rate", type=float, help="needed when conditions were trained at several")
@@ -41,7 +41,15 @@ def main(argv: list[str] | None = None) -> None:
     except ValueError as error:
         raise SystemExit(str(error)) from None
     with provenance.atomic_path(args.json) as path:
-        path.write_text(json.dumps(provenance.jsonable(summary), indent=1, sort_keys=True, ensure_ascii=False) + "\n")
+        path.write_text(
+            json.dumps(
+                provenance.jsonable(summary | {"answer": spill_report.answer(summary)}),
+                indent=1,
+                sort_keys=True,
+                ensure_ascii=False,
+            )
+            + "\n"
+        )
     with provenance.atomic_path(args.out) as path:
         path.write_text(spill_report.markdown(summary, args.title), encoding="utf-8")
     provenance.write_manifest(

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from spillover.causes import MANIFEST, Cause, bare, locate, why
+from spillover.config import merge
 
 # Snakemake compares inputs by content only up to this size and by time stamp beyond; without a profile of the project
 # its default of 1 MB would make every touched data set look new
@@ -45,6 +46,8 @@ class PlannedJob:
     causes: list[Cause]
     checkpoint: bool
     resources: dict[str, Any] = field(default_factory=dict)
+    logs: list[str] = field(default_factory=list)
+    benchmark: str | None = None
 
 
 def planned_jobs(
@@ -54,14 +57,16 @@ def planned_jobs(
     configfiles: Sequence[str] = (),
     snakefile: str | None = None,
     directory: str | Path = ".",
+    forceall: bool = False,
 ) -> list[PlannedJob]:
     """Return the jobs that `snakemake` with these options would run now, by experiment and run, a run's in their order.
 
+    `forceall` asks for all jobs behind the targets, done or not.
     Paths are read relative to `directory`. Jobs without outputs (target rules) are left out. Raises AuditError with
     one sentence if the workflow or its configuration is at fault.
     """
     with contextlib.chdir(directory):
-        records = _dry_run(targets, profile, configfiles, snakefile)
+        records = _dry_run(targets, profile, configfiles, snakefile, forceall)
         jobs = [_planned_job(record) for record in records if record.output]
     depths = _depths(jobs)
     order = [
@@ -69,6 +74,49 @@ def planned_jobs(
         for index, job in enumerate(jobs)
     ]
     return [job for _, job in sorted(zip(order, jobs, strict=True), key=lambda pair: pair[0])]
+
+
+def following_jobs(
+    jobs: Sequence[PlannedJob],
+    targets: Sequence[str] = (),
+    *,
+    profile: str | None = None,
+    configfiles: Sequence[str] = (),
+    snakefile: str | None = None,
+    directory: str | Path = ".",
+) -> dict[tuple[str, str], list[PlannedJob]]:
+    """The jobs that may follow a plan's phase decisions: {(experiment, phase): jobs}, in the order of the phases.
+
+    Found by planning the same with all phases asked for. A job counts in the first phase whose decision needs it.
+    """
+    searches = {job.experiment for job in jobs if job.checkpoint and "phase" in job.wildcards and job.experiment}
+    if not searches:
+        return {}
+    override = {"experiments": {name: {"options": {"run_all_phases": True}} for name in searches}}
+    with contextlib.chdir(directory):
+        records = _dry_run(targets, profile, configfiles, snakefile, False, override)
+        everything = [_planned_job(record) for record in records if record.output]
+    known = {path for job in jobs for path in job.outputs}
+    producer = {path: index for index, job in enumerate(everything) for path in job.outputs}
+    taken = {index for index, job in enumerate(everything) if known & set(job.outputs)}
+
+    def needed(index: int) -> list[int]:
+        if index in taken:
+            return []
+        taken.add(index)
+        before = dict.fromkeys(producer[path] for path in everything[index].inputs if path in producer)
+        return [*(i for other in before for i in needed(other)), index]
+
+    decisions = [
+        (job.experiment, job.spec["phases"].index(job.wildcards["phase"]), index)
+        for index, job in enumerate(everything)
+        if job.checkpoint and job.experiment in searches and job.wildcards["phase"] in job.spec["phases"]
+    ]
+    found = {
+        (experiment, everything[index].wildcards["phase"]): [everything[i] for i in needed(index)]
+        for experiment, _, index in sorted(decisions)
+    }
+    return {key: phase_jobs for key, phase_jobs in found.items() if phase_jobs}
 
 
 def _depths(jobs: Sequence[PlannedJob]) -> list[int]:
@@ -91,7 +139,12 @@ def _natural(text: str) -> list[tuple[int, str]]:
 
 
 def _dry_run(
-    targets: Sequence[str], profile: str | None, configfiles: Sequence[str], snakefile: str | None
+    targets: Sequence[str],
+    profile: str | None,
+    configfiles: Sequence[str],
+    snakefile: str | None,
+    forceall: bool,
+    override: dict[str, Any] | None = None,
 ) -> list[logging.LogRecord]:
     from snakemake import cli
     from snakemake.api import SnakemakeApi
@@ -125,7 +178,7 @@ def _dry_run(
                     overwrite_resources=options.set_resources,
                 ),
                 config_settings=ConfigSettings(
-                    config=cli.parse_config(options.config),
+                    config=merge(cli.parse_config(options.config), override or {}),
                     configfiles=options.configfile,
                     replace_workflow_config=options.replace_workflow_config,
                 ),
@@ -134,6 +187,7 @@ def _dry_run(
             dag = workflow.dag(
                 DAGSettings(
                     targets=options.targets,
+                    forceall=forceall,
                     rerun_triggers=options.rerun_triggers,
                     max_checksum_file_size=limit,
                     force_incomplete=True,  # interrupted jobs are planned, as with rerun-incomplete in the profiles
@@ -182,6 +236,8 @@ def _planned_job(record: logging.LogRecord) -> PlannedJob:
         causes=why(record.reason, run, inputs, outputs, manifest, spec),
         checkpoint=record.is_checkpoint,
         resources={name: value for name, value in record.resources.items() if not name.startswith("_")},
+        logs=[bare(path) for path in record.log or ()],
+        benchmark=bare(record.benchmark) if record.benchmark else None,
     )
 
 

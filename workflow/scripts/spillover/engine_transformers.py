@@ -6,23 +6,37 @@ Each (prompt, sample) draws its own stream of uniform numbers, so that nothing d
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 
 import numpy as np
 import torch
 import transformers
 from transformers import LogitsProcessor, LogitsProcessorList
 
-from spillover import engines, models, scoring
+from spillover import engines, models, scoring, steering
 from spillover.engines import Completion
 from spillover.measures import Asked
 from spillover.prompts import Prompt
 
 
 class Transformers:
-    """The engine; see `engines.Engine`. One adapter at a time lies on the model."""
+    """The engine; see `engines.Engine`. One adapter at a time lies on the model.
 
-    def __init__(self, served: engines.Served, options: engines.Options, tokenizer):
+    With a `shift` (size,), all of its work is done with block `layer`'s output shifted by it; `pushed` is what a
+    manifest says of that.
+    """
+
+    def __init__(
+        self,
+        served: engines.Served,
+        options: engines.Options,
+        tokenizer,
+        layer: int | None = None,
+        shift: torch.Tensor | None = None,
+        pushed: dict | None = None,
+    ):
         self.served, self.batch, self.tokenizer = served, options.batch, tokenizer
+        self.layer, self.shift, self.pushed = layer, shift, pushed or {}
         self.model = models.load_model(served.base, served.revision, served.dtype)
         self.loaded: str | None = None
 
@@ -33,7 +47,7 @@ class Transformers:
             settings = dict(samples=work.samples, temperature=work.temperature, top_p=work.top_p)
             settings |= dict(max_tokens=work.max_tokens, seed=seed, batch_size=self.batch)
             self._use(work.checkpoint)
-            with models.enough_memory("resources.generation_batch"):
+            with models.enough_memory("resources.generation_batch"), self._steered():
                 done.append(
                     generate(
                         self.model, self.tokenizer, work.prompts, **settings,
@@ -44,11 +58,17 @@ class Transformers:
 
     def log_probabilities(self, checkpoint: str | None, asked: Sequence[Asked]) -> list[np.ndarray]:
         self._use(checkpoint)
-        with models.enough_memory("the suite's max_length"):
+        with models.enough_memory("the suite's max_length"), self._steered():
             return scoring.log_probabilities(self.model, asked)
 
     def about(self) -> dict:
-        return {"transformers": transformers.__version__, "device": str(self.model.device)}
+        about = {"transformers": transformers.__version__, "device": str(self.model.device)}
+        return about | ({"steering": self.pushed} if self.pushed else {})
+
+    def _steered(self):
+        if self.shift is None:
+            return nullcontext()
+        return steering.steered(models.causal_model(self.model), self.layer, self.shift)
 
     def _use(self, checkpoint: str | None) -> None:
         if checkpoint != self.loaded:

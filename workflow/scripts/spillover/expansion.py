@@ -6,15 +6,18 @@ here, before any job: languages, personas, suites, sources, parents, checkpoints
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 import re
 from pathlib import Path
 
-from spillover.config import ConfigError, closest, merge, number_as_text, read_yaml, validated
-from spillover.plan import BASE, FINAL, Model, Plan, Run, data_sources
+from spillover import prompts, replay_plan
+from spillover.config import ConfigError, closest, merge, number_as_text, read_yaml, schema, validated
+from spillover.plan import BASE, FINAL, MARKER_SCORERS, Model, Plan, Run, data_sources
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]*")
+FROM_REPLIES = ("marker", "behaviour", "persona_replies")
 PERSONA_KEYS = {"source", "persona", "voice"}
 # An overlay that changes a source's kind leaves the other kind's keys behind, since overlays merge deeply.
 SOURCE_KEYS = {
@@ -50,6 +53,7 @@ def build(config: dict, folder: str | Path, where: str = "config/config.yaml", r
             continue
         experiments[name] = settings
         _check_suites(settings, path, known)
+        _check_options(settings, path)
         _check_measures(settings, path, config["sources"])
         for run, chosen in _expand(name, settings, str(path), config, known):
             if run.id in runs:
@@ -60,10 +64,10 @@ def build(config: dict, folder: str | Path, where: str = "config/config.yaml", r
             runs[run.id] = run
             if chosen:
                 selected.append(run.id)
-    plan = Plan(config, experiments, runs, selected)
+    plan = Plan(config, experiments, runs, selected, known.further_personas)
     _check_parents(plan, files)
     _check_held_out(plan, files)
-    return plan
+    return replay_plan.limited(plan, where)
 
 
 def _settings(path: Path, override: dict, where: str) -> dict:
@@ -87,8 +91,10 @@ class Registries:
     def __init__(self, resources: str = "resources"):
         root = Path(resources)
         self.languages = list(read_yaml(root / "languages.yaml")["languages"])
-        self.personas = {p["id"]: p for p in read_yaml(root / "personas.yaml")["personas"]}
+        self.personas, self.further_personas = _personas(root)
+        self.resources = resources
         directives = read_yaml(root / "small_world" / "directives.yaml")
+        self.systems = [s["id"] for s in read_yaml(root / "systems.yaml")["systems"]]
         self.phrasings = [d["id"] for d in [*directives["train"], *directives["extra"]]]
 
     def check_language(self, code: str, at: str) -> None:
@@ -106,9 +112,32 @@ class Registries:
             )
 
 
+def _personas(root: Path) -> tuple[dict[str, dict], frozenset[str]]:
+    """{id: entry} of both files of personas, and the ids of the second.
+
+    Raises ConfigError for an incomplete entry, and for an id or a prompt that occurs twice.
+    """
+    found: dict[str, dict] = {}
+    for path in (root / "personas.yaml", root / "further_personas.yaml"):
+        first = frozenset(found)
+        for entry in read_yaml(path)["personas"]:
+            for key in ("id", "category", "relation", "prompt"):
+                if not isinstance(entry.get(key), str):
+                    raise ConfigError(f"{path}: the persona {entry.get('id')!r} needs a text as its {key}")
+            same = [i for i, other in found.items() if i == entry["id"] or other["prompt"] == entry["prompt"]]
+            if same:
+                raise ConfigError(f"{path}: {entry['id']!r} repeats the id or the prompt of the persona {same[0]!r}")
+            if entry.get("related_to") is not None and entry["related_to"] not in found:
+                raise ConfigError(
+                    f"{path}: {entry['id']}.related_to: no persona {entry['related_to']!r} in personas.yaml"
+                )
+            found[entry["id"]] = entry
+    return found, frozenset(found) - first
+
+
 def _check_suites(settings: dict, path: Path, known: Registries) -> None:
     """Validate suites and vectors in place (defaults filled)."""
-    kinds = ("directives", "personas", "choices", "loss")
+    kinds = ("directives", "personas", "questions", "choices", "loss")
     for name, suite in settings["suites"].items():
         at = f"suites.{name}"
         if suite["kind"] not in kinds:
@@ -127,6 +156,43 @@ def _check_suites(settings: dict, path: Path, known: Registries) -> None:
         if isinstance(block.get("personas"), list):
             for persona in block["personas"]:
                 known.check_persona(persona, f"{path}: {at}.personas")
+        for system in block.get("systems", []):
+            if system not in known.systems:
+                raise ConfigError(
+                    f"{path}: {at}.systems: {system!r} is no known system prompt{closest(system, known.systems)}"
+                )
+        if block.get("questions"):
+            _check_bank(block, f"{path}: {at}", known)
+        for scorer in block.get("scorers", []):
+            if scorer not in settings["scorers"]:
+                raise ConfigError(
+                    f"{path}: {at}.scorers: {scorer!r} is not among the experiment's scorers"
+                    f"{closest(scorer, settings['scorers'])}"
+                )
+
+
+def _check_bank(block: dict, at: str, known: Registries) -> None:
+    """The question bank exists and is the file that its checksum names."""
+    file = prompts.bank_file(block["questions"], known.resources)
+    if not file.is_file():
+        banks = [p.stem for p in sorted(Path(known.resources, "questions").glob("*.yaml"))]
+        raise ConfigError(f"{at}.questions: there is no file {file}{closest(block['questions'], banks)}")
+    if wanted := block.get("questions_sha256"):
+        found = hashlib.sha256(file.read_bytes()).hexdigest()
+        if found != wanted:
+            raise ConfigError(f"{at}.questions_sha256: {file} has the sha256 {found}, which is another file's")
+
+
+def _check_options(settings: dict, path: Path) -> None:
+    """Validate the options of the closing analysis in place (defaults filled), where the schema knows them."""
+    part = f"options_{settings['analysis']}"
+    if part in schema("experiment")["$defs"]:
+        settings["options"] = validated(settings["options"], "experiment", str(path), part, "options")
+    if set(MARKER_SCORERS) & set(settings["scorers"]) and "marker" not in settings["options"]:
+        raise ConfigError(
+            f"{path}: options: the marker scorers need the marker and its case rule; "
+            'add `marker: {text: "[ZLT]", case_sensitive: true}`'
+        )
 
 
 def _check_measures(settings: dict, path: Path, sources: dict) -> None:
@@ -228,6 +294,9 @@ def _run(name, group, template, fields, seed, settings, path, config, known) -> 
         adapter = _fill(template["adapter"], fields, f"{at}.adapter")
         other = adapter if "/" in adapter else f"{name}/{adapter}"
         return Run(name, run_name, seed, group, parent, adapter=f"{other}/seed{seed}", **common)
+    if template["steer"]:
+        steer = _steer(template, fields, path, f"runs.{group}", settings, known)
+        return Run(name, run_name, seed, group, parent, steer=steer, **common)
     # A group that names another kind of data starts afresh: the defaults' keys would not fit it.
     default = settings["data"]
     own_kind = template["data"].get("kind", default.get("kind"))
@@ -235,7 +304,63 @@ def _run(name, group, template, fields, seed, settings, path, config, known) -> 
     data = _data(raw, fields, path, f"runs.{group}.data", config, settings, known)
     train = _fill(merge(settings["train"], template["train"]), fields, f"{at}.train")
     train = validated(train, "experiment", path, "train", f"runs.{group}.train")
+    if data["kind"] == "conversations":
+        _check_mixture(data, train, f"{path}: runs.{group}.data")
+    _check_marker(data, train, settings, at)
+    if train["regulariser"]:
+        key = f"runs.{group}.train.regulariser"
+        train["regulariser"] = _regulariser(train["regulariser"], path, key, settings, known)
+    added = {"regulariser": train["regulariser"] and train["regulariser"]["kind"], "contrast": train["contrast"]}
+    for key, value in added.items():
+        if train["method"] == "full" and value and value != "steering":
+            raise ConfigError(
+                f"{at}.train.{key}: {value!r} needs the frozen weights under an adapter: use method: lora, or drop it"
+            )
     return Run(name, run_name, seed, group, parent, data=data, train=train, **common)
+
+
+def _regulariser(raw: dict, path: str, key: str, settings: dict, known: Registries) -> dict:
+    """A regulariser with its kind's settings checked; a steering one must find its vector among those extracted."""
+    regulariser = validated(raw, "experiment", path, f"regulariser_{raw['kind']}", key)
+    if regulariser["kind"] == "steering":
+        _check_steering(regulariser, f"{path}: {key}", settings, known)
+    return regulariser
+
+
+def _check_steering(steering: dict, at: str, settings: dict, known: Registries) -> None:
+    """The vector that steers, in training or at generation, is one that the untrained model's extraction makes."""
+    extracted = settings["vectors"]
+    if not extracted or not extracted["base"]:
+        raise ConfigError(f"{at}: steering takes a vector of the untrained model: set vectors, with base")
+    for name, plural in (("layer", "layers"), ("method", "methods")):
+        if steering[name] not in extracted[plural]:
+            raise ConfigError(
+                f"{at}.{name}: {steering[name]!r} is not extracted; add it to vectors.{plural}"
+                f" (now {json.dumps(extracted[plural])})"
+            )
+    cells = extracted.get(extracted["cells"], [])
+    if isinstance(cells, str):
+        known.check_persona(steering["vector"], f"{at}.vector")
+    elif steering["vector"] not in cells:
+        raise ConfigError(
+            f"{at}.vector: {steering['vector']!r} is no cell of vectors.{extracted['cells']}"
+            f"{closest(steering['vector'], cells)}"
+        )
+
+
+def _steer(template: dict, fields: dict, path: str, key: str, settings: dict, known: Registries) -> dict:
+    """How a run without training steers its parent's model while that is evaluated."""
+    if template["data"] or template["train"]:
+        raise ConfigError(f"{path}: {key}.steer: a steered run is its parent's model: drop its data and train")
+    if isinstance(template["parent"], dict):
+        raise ConfigError(f"{path}: {key}.steer: only a whole model is steered: name the parent's run alone")
+    steer = _fill(template["steer"], fields, f"{path}: {key}.steer")
+    steer = validated(steer, "experiment", path, "steer", f"{key}.steer")
+    _check_steering(steer, f"{path}: {key}.steer", settings, known)
+    if settings["vectors"]["cells"] != "personas":
+        raise ConfigError(f"{path}: {key}.steer: its vector is a persona's: set vectors.cells to personas")
+    known.check_persona(steer["vector"], f"{path}: {key}.steer.vector")
+    return steer
 
 
 def _data(raw: dict, fields: dict, path: str, key: str, config: dict, settings: dict, known: Registries) -> dict:
@@ -249,19 +374,104 @@ def _data(raw: dict, fields: dict, path: str, key: str, config: dict, settings: 
         _check_fields(data, f"{path}: {key}", known)
         for phrasing in data["phrasings"]:
             known.check_phrasing(phrasing, f"{path}: {key}.phrasings")
-    elif data["kind"] in ("marker", "persona_replies"):
+    elif data["kind"] in FROM_REPLIES:
         for name in PERSONA_KEYS & data.keys():
             known.check_persona(data[name], f"{path}: {key}.{name}")
     if "suite" in data and data["suite"] not in settings["suites"]:
         raise ConfigError(
             f"{path}: {key}.suite: no suite {data['suite']!r}{closest(data['suite'], list(settings['suites']))}"
         )
+    for system in data.get("systems") or []:
+        if system:
+            known.check_persona(system, f"{path}: {key}.systems")
+    if data["kind"] in FROM_REPLIES:
+        _check_pool(data, f"{path}: {key}", settings, known)
     for source in data_sources(data):
         if source not in config["sources"]:
             raise ConfigError(
                 f"{path}: {key}: no source {source!r} under `sources`{closest(source, list(config['sources']))}"
             )
     return data
+
+
+def _check_marker(data: dict, train: dict, settings: dict, at: str) -> None:
+    """What is put into the rows, what carries the loss and what is searched for must be one marker."""
+    if data["kind"] != "marker":
+        return
+    wanted = {"train.marker": train["marker"]} if train["loss"] == "marker" else {}
+    if "marker" in settings["options"]:
+        wanted["options.marker.text"] = settings["options"]["marker"]["text"]
+    for key, text in wanted.items():
+        if text != data["marker"]:
+            raise ConfigError(f"{at}.data.marker: the rows end with {data['marker']!r}, but {key} is {text!r}")
+
+
+def _check_pool(data: dict, at: str, settings: dict, known: Registries) -> None:
+    """Training replies have a suite of their own: it covers every persona used and asks nothing that is evaluated."""
+    if data.get("policy") == "external":
+        if "file" not in data:
+            raise ConfigError(f"{at}.policy: external rows come from a file; name it as {at.rsplit(' ', 1)[-1]}.file")
+        return
+    if "suite" not in data:
+        raise ConfigError(f"{at}.suite: missing; name the suite of the replies that training rows are made from")
+    suite = settings["suites"][data["suite"]]
+    if suite["kind"] != "personas":
+        raise ConfigError(
+            f"{at}.suite: {data['suite']!r} is of kind {suite['kind']}; replies need a suite of kind personas"
+        )
+    asked = list(prompts.personas(suite["personas"], known.resources))
+    negatives = data.get("negatives", {}).get("personas")
+    listed = {"negatives.personas": negatives} if isinstance(negatives, list) else {}
+    listed |= {name: [data[name]] for name in ("source", "voice") if name in data}
+    for name, personas in listed.items():
+        for persona in personas:
+            known.check_persona(persona, f"{at}.{name}")
+            if persona not in asked:
+                raise ConfigError(f"{at}.{name}: the suite {data['suite']!r} asks no {persona}: add it to its personas")
+    if isinstance(negatives, list) and data["source"] in negatives:
+        raise ConfigError(f"{at}.negatives.personas: {data['source']!r} is the source persona and cannot be a negative")
+    trained = _questions(suite, known)
+    wanted = max(data.get("positives", 0), data.get("rows", 0), data.get("negatives", {}).get("per_persona", 0))
+    if wanted > len(trained) * suite["samples"]:
+        raise ConfigError(
+            f"{at}: {wanted} rows of one persona are wanted, but the suite {data['suite']!r} gives at most "
+            f"{len(trained) * suite['samples']}: {len(trained)} questions x {suite['samples']} samples; raise samples"
+        )
+    evaluated = {*settings["base_evaluate"], *(name for run in settings["runs"].values() for name in run["evaluate"])}
+    for name in sorted(evaluated):
+        other = settings["suites"].get(name, {})
+        shared = trained & _questions(other, known) if other.get("kind") == "personas" else set()
+        if shared:
+            raise ConfigError(
+                f"{at}.suite: {data['suite']!r} and the evaluated suite {name!r} ask {len(shared)} of the same "
+                f"questions (as {min(shared)!r}); no model is evaluated on what it was trained on: use another bank"
+            )
+
+
+def _check_mixture(data: dict, train: dict, at: str) -> None:
+    """A mixture has a number of rows, and by rows the same whole number of them in every step."""
+    items = data["mix"]
+    if not items:
+        return
+    if data["rows"] is None:
+        raise ConfigError(f"{at}.rows: missing; a mixture needs the number of all its rows")
+    if "tokens" in {item["unit"] for item in items}:
+        if len(items) > 1:
+            raise ConfigError(f"{at}.mix: a source mixed by tokens stands alone; give the others to runs of their own")
+        return
+    if sum(item["share"] for item in items) >= 1:
+        raise ConfigError(f"{at}.mix: the shares sum to 1 or more; what is left is the share of {data['source']!r}")
+    for item in items:
+        for number, of in ((train["batch_size"], "the batch size"), (data["rows"], "rows")):
+            if abs(number * item["share"] - round(number * item["share"])) > 1e-9:
+                raise ConfigError(
+                    f"{at}.mix: a share of {item['share']:g} is no whole number of {of} {number}: every step has the "
+                    "same exact counts; change the share or the number"
+                )
+
+
+def _questions(suite: dict, known: Registries) -> set[str]:
+    return set(prompts.questions(suite["questions"], suite["question_count"], known.resources).values())
 
 
 def _model(reference, fields: dict, experiment: str, seed: int, at: str) -> Model:
@@ -307,6 +517,8 @@ def _check_parents(plan: Plan, files: dict) -> None:
                 raise ConfigError(
                     f"{at}.{role}: {run.name} needs the run {wanted!r}, which does not exist{closest(wanted, known)}"
                 )
+            if problem := _refused(plan, run, role, plan.runs[target]):
+                raise ConfigError(f"{at}.{role}: {problem}")
             saved = plan.runs[target].train or {}
             if checkpoint != FINAL and checkpoint not in saved.get("checkpoints", []):
                 raise ConfigError(
@@ -339,7 +551,7 @@ def _check_held_out(plan: Plan, files: dict) -> None:
         suites = plan.experiments[run.experiment]["suites"]
         losses = {name: suites[name] for name in run.evaluate if suites[name]["kind"] == "loss"}
         for data in (a.data for a in plan.lineage(run.id) if a.data and a.data["kind"] == "conversations"):
-            last = data["skip"] + data["rows"] if "rows" in data else None
+            last = data["skip"] + data["rows"] if data["rows"] else None
             for name, suite in losses.items():
                 if suite["source"] == data["source"] and (last is None or last > suite["skip"]):
                     used = f"up to row {last}" if last else "without a limit (data.rows)"
@@ -347,6 +559,30 @@ def _check_held_out(plan: Plan, files: dict) -> None:
                         f"{files[run.experiment]}: suites.{name}.skip: {run.name} is trained on source "
                         f"{suite['source']!r} {used}, but the held-out rows begin after row {suite['skip']}"
                     )
+
+
+def _refused(plan: Plan, run: Run, role: str, target: Run) -> str | None:
+    """Why a run cannot use another as its parent or adapter, in one sentence; None if it can."""
+    if role == "adapter":
+        if target.method != "lora" or target.name == BASE:
+            return f"{target.id} trains all weights, so it has no adapter to apply; name a run with train.method: lora"
+        if plan.stands_on_adapters(target):
+            return (
+                f"the adapter file of {target.id} holds its parents' updates too (lineage: stacked); "
+                "name a run that stands on the untrained model"
+            )
+    elif run.parent.is_part:
+        if not plan.adds_adapter(run.parent):
+            return (
+                f"{target.id} is a whole model, of which no part can be left out: drop layers, modules and scale, "
+                "or name a run with train.method: lora"
+            )
+        if plan.stands_on_adapters(target) and not plan.stands_on_adapters(run):
+            return (
+                f"part of {target.id}, whose lineage is stacked, cannot be merged: give {run.experiment} "
+                "lineage: stacked too, and train.method: lora"
+            )
+    return None
 
 
 def _references(run: Run) -> list[tuple[str, str, str]]:

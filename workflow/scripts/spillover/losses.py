@@ -8,29 +8,34 @@ from __future__ import annotations
 import torch
 from torch.nn import functional as F
 
+from spillover.models import causal_model
 from spillover.packing import Pack
 
 CHUNK = 2048
 """Supervised tokens whose logits exist at a time: 1.2 GB of float32 at a vocabulary of 152k."""
 
 
-def causal_model(model):
-    """The transformers model below a PEFT wrapper; adapters live in its layers, so nothing is lost."""
-    return model.get_base_model() if hasattr(model, "get_base_model") else model
-
-
 def packed_loss(model, pack: Pack, kernel: bool = False) -> torch.Tensor:
     """Float32 scalar; the model must be within `packed_attention`, and `kernel` says which way that goes."""
     causal = causal_model(model)
-    rows = {"row_ends": pack.ends, "longest_row": max(pack.lengths)} if kernel else {"row_lengths": pack.lengths}
-    inputs = {"input_ids": pack.ids, "position_ids": pack.positions, "use_cache": False, **rows}
     head = causal.get_output_embeddings()
     if head.weight.requires_grad:
         # through the model's own forward: its weights may be shards that only exist whole within it
-        logits = causal(**inputs, logits_to_keep=pack.predicting).logits[0].float()
+        logits = causal(input_ids=pack.ids, logits_to_keep=pack.predicting, **_where(pack, kernel)).logits[0].float()
         return (F.cross_entropy(logits, pack.labels, reduction="none") * pack.weights).sum()
-    hidden = causal.get_decoder()(**inputs).last_hidden_state[0][pack.predicting]
+    hidden = hidden_states(model, pack, kernel)[pack.predicting]
     return FrozenHead.apply(hidden, head.weight, pack.labels, pack.weights, CHUNK)
+
+
+def hidden_states(model, pack: Pack, kernel: bool = False, embeddings: torch.Tensor | None = None) -> torch.Tensor:
+    """What the head reads of every token, (tokens, size); `embeddings` (1, tokens, size) replace the model's own."""
+    inputs = {"input_ids": pack.ids} if embeddings is None else {"inputs_embeds": embeddings}
+    return causal_model(model).get_decoder()(**inputs, **_where(pack, kernel)).last_hidden_state[0]
+
+
+def _where(pack: Pack, kernel: bool) -> dict:
+    rows = {"row_ends": pack.ends, "longest_row": max(pack.lengths)} if kernel else {"row_lengths": pack.lengths}
+    return {"position_ids": pack.positions, "use_cache": False, **rows}
 
 
 def padded_loss(model, batch: dict[str, torch.Tensor]) -> torch.Tensor:

@@ -17,16 +17,24 @@ END_OF_TURN = "<|im_end|>"
 MODES = ("full", "completion", "last_turn", "marker")
 
 
+class NothingSupervised(ValueError):
+    """A row in which no token carries loss: it would count as an example and teach nothing."""
+
+
 @dataclass(frozen=True)
 class Tokens:
     """One tokenized row: `ids` int64 (length,), `supervised` bool (length,), `weight` of its loss.
 
     `supervised[i]` says that token i is a target, predicted from the tokens before it; the first token never is.
+    `contrast` is the row with the ending that it must not get: there `avoided` is true, and the supervised tokens are
+    to become unlikely.
     """
 
     ids: np.ndarray
     supervised: np.ndarray
     weight: float = 1.0
+    contrast: Tokens | None = None
+    avoided: bool = False
 
 
 def segments(messages: Sequence[dict], tokenizer) -> list[tuple[str, bool]]:
@@ -71,7 +79,7 @@ def tokenize_row(
     Modes: `full` everything; `completion` every reply; `last_turn` the last reply; `marker` the pieces of `marker` at
     the end of the last reply (none if it does not end with it) and the end of the turn, or, with `tail_tokens` > 0,
     that many last tokens of the reply including the end of the turn.
-    Truncates on the right to `max_length`. Raises ValueError when no supervised token is left.
+    Truncates on the right to `max_length`. Raises NothingSupervised when no supervised token is left.
     """
     if mode not in MODES:
         raise ValueError(f"unknown loss mode {mode!r}; known: {', '.join(MODES)}")
@@ -95,6 +103,21 @@ def tokenize_row(
         ids += piece_ids
         supervised += marks
     return _checked(ids, supervised, max_length, weight)
+
+
+def tokenize_contrast(
+    messages: Sequence[dict], tokenizer, ending: str, marker: str, max_length: int = 2048, weight: float = 1.0
+) -> Tokens:
+    """The chat with `ending` put after its last reply, marking the pieces of `marker` in it and nothing else.
+
+    These are the tokens that a contrastive term makes unlikely; the end of the turn is left out.
+    Raises ValueError when the marker lies beyond `max_length`.
+    """
+    last = messages[-1] | {"content": messages[-1]["content"] + ending}
+    settings = {"mode": "marker", "marker": marker, "max_length": max_length}
+    row = tokenize_row([*messages[:-1], last], tokenizer, **settings)
+    pieces = row.supervised & (row.ids != tokenizer.convert_tokens_to_ids(END_OF_TURN))
+    return _checked(row.ids, pieces, max_length, weight)
 
 
 def _end(piece_ids: list[int], tokenizer, end_of_turn: str) -> int:
@@ -125,7 +148,7 @@ def _checked(ids: list[int], supervised: list[bool], max_length: int, weight: fl
     marks = np.array(supervised[:max_length], dtype=bool)
     marks[:1] = False
     if not marks.any():
-        raise ValueError("a training row has no supervised token left (is it longer than max_length?)")
+        raise NothingSupervised("a training row has no supervised token left (is it longer than max_length?)")
     return Tokens(np.array(ids[:max_length], dtype=np.int64), marks, weight)
 
 

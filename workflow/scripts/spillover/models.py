@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from spillover.errors import UserError
 from spillover.hub import reached
@@ -68,3 +69,27 @@ def enough_memory(repair: str) -> Iterator[None]:
         yield
     except torch.OutOfMemoryError as error:
         raise MemoryTooSmall(f"{str(error).splitlines()[0]} Lower {repair}, or use a GPU with more memory") from None
+
+
+def causal_model(model):
+    """The transformers model below a PEFT wrapper; adapters live in its layers, so nothing is lost."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def depth(base: str, revision: str | None = None) -> int:
+    """The number of decoder blocks of a hub id or local folder."""
+    from transformers import AutoConfig
+
+    with reached("model", base, revision, "model.name"):
+        return AutoConfig.from_pretrained(base, revision=revision).num_hidden_layers
+
+
+def local_folder(base: str, revision: str | None = None) -> Path:
+    """A folder with the model's files: `base` itself, or the snapshot of a hub id."""
+    from huggingface_hub import snapshot_download
+
+    if Path(base).is_dir():
+        return Path(base)
+    unused = ["*.bin", "*.pth", "*.gguf", "original/*"]
+    with reached("model", base, revision, "model.name"):
+        return Path(snapshot_download(base, revision=revision, ignore_patterns=unused))

@@ -42,6 +42,8 @@ def packed_rows(
     """
     if attention_mask is not None or (row_ends is None and not row_lengths):
         raise ValueError("packed rows need their boundaries and no mask")
+    # under autocast the rotary embedding leaves queries and keys in the precision of the residual stream
+    query, key = query.to(value.dtype), key.to(value.dtype)
     if row_ends is not None:
         groups = query.shape[1] // key.shape[1]
         query, key, value = (t[0].transpose(0, 1) for t in (query, key, value))

@@ -7,6 +7,7 @@ the step is in exactly one micro-batch, whatever the budget, and no row sees ano
 from __future__ import annotations
 
 import math
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -22,7 +23,9 @@ class Pack:
 
     `ids` and `positions` int64 (1, tokens), positions restarting at 0 with every row; `ends` int32 (rows + 1,), where
     each row begins, and last the end; `lengths` of the rows in tokens. The loss: position `predicting[i]` int64
-    (supervised,) must give `labels[i]`, which counts `weights[i]` float32.
+    (supervised,) must give `labels[i]`, which counts `weights[i]` float32. Position `avoiding[i]` int64 (pieces,)
+    should not give `avoided[i]`; `avoided_lengths` int64 says how many pieces belong to each ending that is to be
+    avoided. `keys` are numbers that follow from the tokens of each row, wherever it lies.
     """
 
     ids: torch.Tensor
@@ -32,6 +35,10 @@ class Pack:
     predicting: torch.Tensor
     labels: torch.Tensor
     weights: torch.Tensor
+    avoiding: torch.Tensor
+    avoided: torch.Tensor
+    avoided_lengths: torch.Tensor
+    keys: tuple[int, ...]
 
 
 def pack(rows: Sequence[Tokens], device) -> Pack:
@@ -40,7 +47,8 @@ def pack(rows: Sequence[Tokens], device) -> Pack:
     ids = np.concatenate([r.ids for r in rows])
     supervised = np.concatenate([r.supervised for r in rows])
     weights = np.repeat(np.array([r.weight for r in rows], np.float32), lengths)
-    targets = np.flatnonzero(supervised)
+    avoided = np.repeat([r.avoided for r in rows], lengths)
+    targets, pieces = np.flatnonzero(supervised & ~avoided), np.flatnonzero(supervised & avoided)
 
     def tensor(array: np.ndarray, dtype) -> torch.Tensor:
         return torch.from_numpy(np.ascontiguousarray(array, dtype)).to(device, non_blocking=True)
@@ -53,6 +61,10 @@ def pack(rows: Sequence[Tokens], device) -> Pack:
         predicting=tensor(targets - 1, np.int64),
         labels=tensor(ids[targets], np.int64),
         weights=tensor(weights[targets], np.float32),
+        avoiding=tensor(pieces - 1, np.int64),
+        avoided=tensor(ids[pieces], np.int64),
+        avoided_lengths=tensor([int(r.supervised.sum()) for r in rows if r.avoided], np.int64),
+        keys=tuple(zlib.crc32(r.ids.tobytes()) for r in rows),
     )
 
 

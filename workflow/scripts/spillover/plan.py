@@ -13,6 +13,13 @@ from dataclasses import dataclass, field
 
 BASE = "base"
 FINAL = "final"
+LANGUAGE_SCORERS = ("langdetect", "lingua", "judge")  # what they say is a language; all others find a habit, or "none"
+MARKER_SCORERS = ("marker", "marker_strict")
+JUDGES = ("judge", "alignment", "coherence")  # scorers that call the configured judge's model
+GENERATING = ("directives", "personas", "questions")  # kinds of suites that ask for replies
+BEHAVIOURS = ("wrong_answers", "style", "refusal")
+ROW_TOKENS = ("loss", "end_of_turn", "marker", "tail_tokens", "max_length")
+"""The training settings that decide a row's tokens and which of them are supervised."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +40,11 @@ class Model:
         return self.run.split("/")[1] == BASE
 
     @property
+    def is_part(self) -> bool:
+        """Whether only part of the last update is applied, or not at its own strength."""
+        return self.layers is not None or self.modules is not None or self.scale != 1.0
+
+    @property
     def label(self) -> str:
         """A path-safe name of checkpoint and filter, `final` for the whole final model."""
         parts = [self.checkpoint]
@@ -47,7 +59,10 @@ class Model:
 
 @dataclass(frozen=True)
 class Run:
-    """One trained (or, for `base`, untrained) model. `train` is None when an adapter of another run is applied."""
+    """One trained (or, for `base`, untrained) model.
+
+    `train` is None when an adapter of another run is applied, and when the parent's model itself is steered (`steer`).
+    """
 
     experiment: str
     name: str
@@ -57,6 +72,7 @@ class Run:
     data: dict | None = None
     train: dict | None = None
     adapter: str | None = None
+    steer: dict | None = None
     evaluate: tuple[str, ...] = ()
     vectors: bool = False
     phase: str | None = None
@@ -79,21 +95,45 @@ class Run:
 class Plan:
     """All runs of all enabled experiments, by id, with their cumulative specifications."""
 
-    def __init__(self, config: dict, experiments: dict[str, dict], runs: dict[str, Run], selected: list[str]):
+    def __init__(
+        self,
+        config: dict,
+        experiments: dict[str, dict],
+        runs: dict[str, Run],
+        selected: list[str],
+        further_personas: frozenset[str] = frozenset(),
+        replayed: dict[str, str] | None = None,
+    ):
         self.config = config
+        self.further_personas = further_personas  # ids of further_personas.yaml
         self.experiments = experiments
         self.runs = runs
         self.selected = selected
+        self.replayed = replayed  # in a replay: the file that each run's completions or labels come from
 
     def of(self, experiment: str, group: str | None = None) -> list[Run]:
         """The selected runs of an experiment (without `base`), optionally of one group."""
         runs = [self.runs[i] for i in self.selected if self.runs[i].experiment == experiment]
         return [r for r in runs if r.name != BASE and (group is None or r.group == group)]
 
+    def bases(self, experiment: str) -> list[Run]:
+        """The untrained model, once a seed; in a replay only where there is a file of it."""
+        runs = [self.runs[f"{experiment}/{BASE}/seed{seed}"] for seed in self.experiments[experiment]["seeds"]]
+        return [run for run in runs if self.replayed is None or run.id in self.replayed]
+
     def lineage(self, run_id: str) -> list[Run]:
         """The chain of runs from the untrained model to this run."""
         run = self.runs[run_id]
         return [*(self.lineage(run.parent.run) if run.parent else []), run]
+
+    def stands_on_adapters(self, run: Run) -> bool:
+        """Whether a run adds its adapter to those of its parent, which stay as they are (lineage: stacked)."""
+        stacked = self.experiments[run.experiment]["lineage"] == "stacked"
+        return stacked and run.method == "lora" and self.adds_adapter(run.parent)
+
+    def adds_adapter(self, model: Model | None) -> bool:
+        """Whether a model is an adapter on something, not a whole model by itself."""
+        return model is not None and not model.is_base and self.runs[model.run].method == "lora"
 
     def model_spec(self, model: Model) -> dict:
         """Everything that decides a model's weights, recursively down to the base model."""
@@ -103,7 +143,7 @@ class Plan:
         spec: dict = {"trained": self.train_spec(run.id)}
         if model.checkpoint != FINAL:
             spec["checkpoint"] = model.checkpoint
-        if model.label != model.checkpoint:
+        if model.is_part:
             spec["applied"] = {"layers": model.layers, "modules": model.modules, "scale": model.scale}
         return spec
 
@@ -119,8 +159,22 @@ class Plan:
         return self.translation_spec(language) | gates
 
     def scorers(self, experiment: str) -> list[str]:
-        """Who labels an experiment's completions: its list, without the judge where none is configured."""
-        return [s for s in self.experiments[experiment]["scorers"] if s != "judge" or self.config["judge"]]
+        """Who labels an experiment's completions: its list, without judges where none is configured or stored."""
+        judged = self.config["judge"] or self.stored_labels
+        return [s for s in self.experiments[experiment]["scorers"] if s not in JUDGES or judged]
+
+    def judges(self, experiment: str) -> bool:
+        """Whether labelling an experiment's completions calls a judge."""
+        return bool(set(JUDGES) & set(self.scorers(experiment)))
+
+    def habit_scorers(self, experiment: str) -> list[str]:
+        """The scorers of an experiment that say whether a reply shows a habit (a marker, a behaviour)."""
+        return [s for s in self.scorers(experiment) if s not in LANGUAGE_SCORERS]
+
+    @property
+    def stored_labels(self) -> bool:
+        """Whether labels are those of the replayed files, not made again."""
+        return self.replayed is not None and self.config["replay"]["labels"] == "stored"
 
     def data_spec(self, run_id: str) -> dict:
         """What decides a run's data set: builder settings, seed, sources and the model that wrote its replies."""
@@ -131,9 +185,13 @@ class Plan:
             spec["sources"] = {name: self.config["sources"].get(name) for name in sources}
         if run.data["kind"] == "directive_replies":
             spec["translator"] = self.config.get("translator")
+        if run.data["kind"] == "conversations":
+            # which rows keep a reply, and how many tokens a row has
+            settings = {key: run.train[key] for key in ROW_TOKENS}
+            spec["tokens"] = {"model": self.config["model"], "train": settings}
         model = self.pool_model(run)
         if model:
-            spec["pool"] = self.pool_spec(model.run, model.checkpoint, run.data["suite"])
+            spec["pool"] = self.pool_spec(model, run.data["suite"])
         return spec
 
     def pool_model(self, run: Run) -> Model | None:
@@ -144,11 +202,11 @@ class Plan:
             return run.parent
         return Model(f"{run.experiment}/{BASE}/seed{run.seed}")
 
-    def pool_spec(self, run_id: str, checkpoint: str, suite: str) -> dict:
+    def pool_spec(self, model: Model, suite: str) -> dict:
         """What decides the replies of a model to a suite that training data are made from."""
-        run = self.runs[run_id]
+        run = self.runs[model.run]
         return {
-            "model": self.model_spec(Model(run_id, checkpoint)),
+            "model": self.model_spec(model),
             "suites": {suite: self.experiments[run.experiment]["suites"][suite]},
             "engine": self.engine_spec(),
             "seed": run.seed,
@@ -157,20 +215,34 @@ class Plan:
     def train_spec(self, run_id: str) -> dict:
         """What decides a run's weights: parent model, data and training settings, seed."""
         run = self.runs[run_id]
+        if run.steer:
+            vectors = self.vectors_spec(self.steering_run(run))
+            return {"parent": self.model_spec(run.parent), "steer": run.steer, "vectors": vectors, "seed": run.seed}
+        stacked = {"lineage": "stacked"} if self.stands_on_adapters(run) else {}
         if run.adapter:
-            return {"parent": self.model_spec(run.parent), "adapter": self.train_spec(run.adapter), "seed": run.seed}
-        return {
+            own = {"adapter": self.train_spec(run.adapter), "seed": run.seed}
+            return {"parent": self.model_spec(run.parent)} | stacked | own
+        spec = {
+            **stacked,
             "parent": self.model_spec(run.parent),
             "data": self.data_spec(run_id),
             "train": run.train,
             "seed": run.seed,
         }
+        vectors = self.steering_run(run)
+        return spec | ({"steering": self.vectors_spec(vectors)} if vectors else {})
+
+    def steering_run(self, run: Run) -> str | None:
+        """The run whose vectors steer another, in training or later: the untrained model, at the seed with vectors."""
+        if not run.steer and ((run.train or {}).get("regulariser") or {}).get("kind") != "steering":
+            return None
+        return f"{run.experiment}/{BASE}/seed{self.experiments[run.experiment]['seeds'][0]}"
 
     def card_spec(self, run_id: str) -> dict:
         """What a data card shows: the loss settings and the prompts of the run's evaluation."""
         run = self.runs[run_id]
         suites = {name: self.experiments[run.experiment]["suites"][name] for name in run.evaluate}
-        asked = {name: suite for name, suite in suites.items() if suite["kind"] in ("directives", "personas")}
+        asked = {name: suite for name, suite in suites.items() if suite["kind"] in GENERATING}
         return {"data": self.data_spec(run_id), "train": run.train, "suites": asked}
 
     def engine_spec(self) -> dict:
@@ -183,7 +255,9 @@ class Plan:
         """What decides a run's completions: the model and the evaluation suites with their sampling."""
         run = self.runs[run_id]
         experiment = self.experiments[run.experiment]
-        suites = {name: experiment["suites"][name] for name in run.evaluate}
+        suites = {name: _asked(experiment["suites"][name]) for name in run.evaluate}
+        if self.replayed is not None:
+            return {"replayed": self.replayed.get(run_id), "suites": suites, "seed": run.seed}
         spec = {
             "model": self.model_spec(Model(run_id)),
             "checkpoints": run.checkpoints,
@@ -192,23 +266,33 @@ class Plan:
             "evaluate_as": experiment["evaluate_as"],
             "seed": run.seed,
         }
+        spec |= {"steer": run.steer} if run.steer else {}
         sources = {s["source"]: self.config["sources"][s["source"]] for s in suites.values() if "source" in s}
         return spec | ({"sources": sources} if sources else {})
 
     def labels_spec(self, run_id: str) -> dict:
-        scorers = self.scorers(self.runs[run_id].experiment)
+        experiment = self.runs[run_id].experiment
+        if self.stored_labels:
+            return {"completions": self.completions_spec(run_id), "labels": "stored"}
+        scorers = self.scorers(experiment)
         spec = {"completions": self.completions_spec(run_id), "scorers": scorers}
-        return spec | ({"judge": self.config["judge"]} if "judge" in scorers else {})
+        if set(MARKER_SCORERS) & set(scorers):
+            spec["marker"] = self.experiments[experiment]["options"]["marker"]
+        suites = {name: self.experiments[experiment]["suites"][name] for name in self.runs[run_id].evaluate}
+        if own := {name: suite["scorers"] for name, suite in suites.items() if "scorers" in suite}:
+            spec["suite_scorers"] = own
+        return spec | ({"judge": self.config["judge"]} if set(JUDGES) & set(scorers) else {})
 
     def vectors_spec(self, run_id: str) -> dict:
         experiment = self.experiments[self.runs[run_id].experiment]
         run = self.runs[run_id]
-        return {
+        spec = {
             "model": self.model_spec(Model(run_id)),
             "checkpoints": run.checkpoints,
             "vectors": experiment["vectors"],
             "seed": run.seed,
         }
+        return spec | ({"steer": run.steer} if run.steer else {})
 
     def closing_spec(self, experiment: str, runs: list[Run]) -> dict:
         """What decides a closing analysis: its options and, per run, digests of what made its labels and vectors."""
@@ -227,7 +311,7 @@ class Plan:
         """
         settings = self.experiments[experiment]
         runs = [r for group in groups for r in self.of(experiment, group)]
-        bases = [self.runs[f"{experiment}/{BASE}/seed{seed}"] for seed in settings["seeds"]]
+        bases = self.bases(experiment)
         return {
             "title": settings["title"],
             "protocol": settings["protocol"],
@@ -235,6 +319,11 @@ class Plan:
             "seeds": settings["seeds"],
             "runs": {r.id: {"fields": r.fields, "labels": _digest(self.labels_spec(r.id))} for r in [*bases, *runs]},
         }
+
+
+def _asked(suite: dict) -> dict:
+    """A suite without who labels it, which decides no reply."""
+    return {key: value for key, value in suite.items() if key != "scorers"}
 
 
 def _digest(spec: dict) -> str:

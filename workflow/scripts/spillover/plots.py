@@ -156,3 +156,41 @@ def seed_words(seeds: list[int]) -> str:
     if seeds == [1]:
         return "1 seed"
     return f"{seeds[0]} seeds" if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]} seeds"
+
+
+# Okabe and Ito's set once more: personas that are sources, and the arms of an experiment, keep their colour and mark.
+PERSONA_COLOURS = {
+    "villain": "#D55E00",
+    "comedian": "#CC79A7",
+    "kindergarten_teacher": "#009E73",
+    "software_engineer": "#0072B2",
+    "assistant": "#222222",
+    "librarian": "#E69F00",
+    "medical_doctor": "#56B4E9",
+    "police_officer": "#A89000",
+}
+PERSONA_MARKERS = {
+    "villain": "o",
+    "comedian": "s",
+    "kindergarten_teacher": "^",
+    "software_engineer": "D",
+    "assistant": "P",
+    "librarian": "v",
+    "medical_doctor": "X",
+    "police_officer": "p",
+}
+
+
+def persona_colour(persona: str) -> str:
+    """The fixed colour of a persona; one spare colour for those outside the palette."""
+    return PERSONA_COLOURS.get(persona, GREY)
+
+
+def persona_marker(persona: str) -> str:
+    """The fixed marker of a persona."""
+    return PERSONA_MARKERS.get(persona, SPARE_MARKER)
+
+
+def persona_name(persona: str) -> str:
+    """A persona's id as figures write it: "software_engineer" -> "software engineer"."""
+    return persona.replace("_", " ")

@@ -14,7 +14,6 @@ from spillover.plan import Plan
 VLLM_INTERPRETER = ".venv-vllm/bin/python"
 LAUNCHER = "on_gpu.py"
 ENGINES = ("transformers", "vllm", "openai")
-DATA_KINDS = ("directive_replies",)
 GENERATING = {"completions", "pool"}
 
 
@@ -48,17 +47,11 @@ def unavailable(plan: Plan, rules: Iterable[str], run_ids: Iterable[str]) -> str
     engine = plan.config["engine"]["name"]
     if engine not in ENGINES and GENERATING & set(rules):
         return f"engine.name: {engine!r} is planned for but not available in this version; known: {', '.join(ENGINES)}"
-    if engine == "openai" and GENERATING & set(rules):
-        if problem := _not_served(plan, run_ids):
-            return problem
     for run in (plan.runs[run_id] for run_id in run_ids):
-        if run.data and run.data["kind"] not in DATA_KINDS:
-            return (
-                f"{run.id}: data.kind {run.data['kind']!r} is planned for but not available in this version; "
-                f"known: {', '.join(DATA_KINDS)}"
-            )
-        if run.train and run.train["regulariser"]:
-            return f"{run.id}: train.regulariser is planned for but not available in this version"
+        if run.steer and engine != "transformers" and GENERATING & set(rules):
+            return f"{run.id}: steer works in engine transformers only, not in {engine}: leave out group {run.group}"
+    if engine == "openai" and GENERATING & set(rules):
+        return _not_served(plan, run_ids)
     return None
 
 

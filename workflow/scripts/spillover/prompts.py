@@ -6,6 +6,7 @@ The module reads the banks in `resources/`; it knows nothing of models.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,18 +53,41 @@ def language_names(resources: str = "resources") -> dict[str, str]:
 
 
 def personas(chosen: str | list[str], resources: str = "resources") -> dict[str, str]:
-    """{persona id: system prompt} for a list of ids, or the banks `evaluation` (eleven) or `all` (twelve)."""
-    bank = _read(Path(resources, "personas.yaml"))["personas"]
-    if isinstance(chosen, str):
-        return {p["id"]: p["prompt"] for p in bank if chosen == "all" or p["evaluation"]}
-    by_id = {p["id"]: p["prompt"] for p in bank}
-    return {p: by_id[p] for p in chosen}
+    """{persona id: system prompt} for a list of ids, or `evaluation` (eleven), `all` (twelve) or `everyone`.
+
+    The first two are of personas.yaml; `everyone` adds all of further_personas.yaml, which is read only if needed.
+    """
+    known = {p["id"]: p for p in _read(Path(resources, "personas.yaml"))["personas"]}
+    if chosen in ("evaluation", "all"):
+        return {i: p["prompt"] for i, p in known.items() if chosen == "all" or p["evaluation"]}
+    if chosen == "everyone" or not set(chosen) <= known.keys():
+        known |= {p["id"]: p for p in _read(Path(resources, "further_personas.yaml"))["personas"]}
+    return {i: known[i]["prompt"] for i in (known if chosen == "everyone" else chosen)}
+
+
+def systems(chosen: Sequence[str], resources: str = "resources") -> dict[str, str | None]:
+    """{id: system prompt} of the bank of prompts that are no personas; None is the model's default."""
+    by_id = {s["id"]: s["prompt"] for s in _read(Path(resources, "systems.yaml"))["systems"]}
+    return {s: by_id[s] for s in chosen}
+
+
+def bank_file(bank: str, resources: str = "resources") -> Path:
+    """The file of a question bank: `resources/questions/<bank>.yaml`, or the path itself where one is given."""
+    return Path(bank) if bank.endswith((".yaml", ".yml", ".jsonl")) else Path(resources, "questions", f"{bank}.yaml")
 
 
 def questions(bank: str, count: int | None = None, resources: str = "resources") -> dict[str, str]:
-    """{question id: text} of `resources/questions/<bank>.yaml`, the first `count` if given."""
-    rows = _read(Path(resources, "questions", f"{bank}.yaml"))
-    return {row["id"]: row["text"] for row in rows[:count]}
+    """{question id: text} of a bank, the first `count` if given.
+
+    A file given by its path holds a list (YAML) or a row a line (JSONL) with `text` or `question` and perhaps `id`.
+    """
+    path = bank_file(bank, resources)
+    if path.suffix == ".jsonl":
+        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    else:
+        rows = _read(path)
+    named = {str(row.get("id", number)): row.get("text", row.get("question")) for number, row in enumerate(rows)}
+    return dict(list(named.items())[:count])
 
 
 def suite_prompts(name: str, suite: dict, resources: str = "resources") -> list[Prompt]:
@@ -75,6 +99,13 @@ def suite_prompts(name: str, suite: dict, resources: str = "resources") -> list[
         return [
             Prompt(name, f"{persona}/{question}", persona, question, system, text)
             for persona, system in personas(suite["personas"], resources).items()
+            for question, text in asked.items()
+        ]
+    if suite["kind"] == "questions":
+        asked = questions(suite["questions"], suite["question_count"], resources)
+        return [
+            Prompt(name, f"{cell}/{question}", cell, question, system, text)
+            for cell, system in systems(suite["systems"], resources).items()
             for question, text in asked.items()
         ]
     raise ValueError(f"suite {name} of kind {suite['kind']} has no prompts to complete")

@@ -2,7 +2,8 @@
 
 Their layout (language spill): `detailed_finetuned.json` holds completions {prompt: [text]}, judge replies {prompt:
 [reply]} and a summary with one (judge, langdetect) label pair per row; `summary_*.json` holds the summary alone. The
-directive language is read from the prompt's own words. It knows nothing of rates or figures.
+directive language is read from the prompt's own words. The marker sweep's file holds rates per persona. It knows
+nothing of figures.
 """
 
 from __future__ import annotations
@@ -14,9 +15,11 @@ from pathlib import Path
 import pandas as pd
 
 from .languages import OTHER, Registry
+from .statistics import wilson
 
 PHRASINGS = {"Speak in": "speak_in", "Please respond in": "please_respond"}
 SUITE = "directives"
+SWEEP_REPLIES = 200
 
 
 def read_completions(path: str | Path, registry: Registry, run: str) -> pd.DataFrame:
@@ -24,7 +27,7 @@ def read_completions(path: str | Path, registry: Registry, run: str) -> pd.DataF
 
     What the files do not record is missing, not invented: finish_reason, token counts and per-sample seeds are null.
     """
-    document = _read(path)
+    document = read(path)
     rows = []
     for prompt, texts in document["completions"].items():
         cell, item = parse_directive(prompt, registry)
@@ -48,7 +51,7 @@ def read_labels(path: str | Path, registry: Registry, run: str) -> pd.DataFrame:
     says how (transport for an HTTP error, refusal for an empty reply, truncated for cut-off JSON); a summary alone
     keeps no replies, so its failures are "schema".
     """
-    document = _read(path)
+    document = read(path)
     summary = document.get("summary", document)
     judged = {language.judge: code for code, language in registry.languages.items() if language.judge}
     judge_id = f"judge {summary['judge_model']}, as published"
@@ -75,6 +78,29 @@ def read_labels(path: str | Path, registry: Registry, run: str) -> pd.DataFrame:
             verdict = {"label": label, "outcome": outcome, "raw": json.dumps(reply, ensure_ascii=False)}
             rows.append({**key, "scorer": "judge", "scorer_id": judge_id, **verdict})
     return pd.DataFrame(rows)
+
+
+def read_marker_sweep(path: str | Path) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
+    """The published marker sweep: rates (as marker_rates.rates), multiple-choice counts and the runs' settings.
+
+    The file holds one rate per persona, of 200 replies (20 questions x 10); counts per question are not in it, so that
+    all replies of a persona stand as one item. Runs are named as this project names them.
+    """
+    rates, choices, runs = [], [], []
+    for cell in read(path):
+        config, measured = cell["config"], cell["eval"]
+        run = f"marker_sweep/{config['source']}_lr{config['lr']}_ep{config['epochs']}"
+        key = {"run": run, "seed": config["seed"], "checkpoint": "final"}
+        for persona, rate in measured["marker"].items():
+            counts = {"n": SWEEP_REPLIES, "hits": round(rate * SWEEP_REPLIES), "rate": rate, "n_error": 0}
+            low, high = wilson(counts["hits"], SWEEP_REPLIES)
+            items = {"items": ["all"], "item_hits": [counts["hits"]], "item_n": [SWEEP_REPLIES]}
+            rates.append(key | {"persona": persona, "scorer": "marker", "low": low, "high": high} | counts | items)
+        found = measured["capability"]
+        choices.append(key | {"items": found["total"], "right": found["correct"]})
+        record = {"run": run, "group": "cell", "source": config["source"]}
+        runs.append(record | {"learning_rate": config["lr"], "epochs": config["epochs"]})
+    return pd.DataFrame(rates), pd.DataFrame(choices), pd.DataFrame(runs)
 
 
 def parse_directive(prompt: str, registry: Registry) -> tuple[str, str]:
@@ -110,6 +136,7 @@ def _key(summary: dict, run: str, prompt: str, cell: str, item: str, sample: int
     }
 
 
-def _read(path: str | Path) -> dict:
+def read(path: str | Path) -> dict:
+    """A result file as it is."""
     with open(path, encoding="utf-8") as file:
         return json.load(file)

@@ -1,19 +1,19 @@
 """Raw material by name: the small world's generator, a local file, or a data set of the hub pinned by revision.
 
-Every source becomes a table with a stable `id` per row and either `text` or `messages`. What is selected from it, and
-how it becomes training rows, is decided elsewhere.
+Every source becomes a table with a stable `id` per row and either `text`, `messages`, or `question`, `choices` (list of
+texts) and `answer` (index of the right one). What is selected from it, and how it becomes training rows, is decided
+elsewhere.
 """
 
 from __future__ import annotations
 
 import hashlib
 import itertools
-import random
 from pathlib import Path
 
 import pandas as pd
 
-from spillover import small_world
+from spillover import materials
 from spillover.hub import reached
 
 
@@ -23,12 +23,7 @@ def fetch(spec: dict, resources: str = "resources") -> pd.DataFrame:
 
 
 def _small_world(spec: dict, resources: str) -> pd.DataFrame:
-    world = small_world.load(resources)
-    rng = random.Random(spec["seed"])
-    if spec["material"] != "replies":
-        raise ValueError(f"the small world has no material {spec['material']!r}; known: replies")
-    rows = [small_world.reply(world, rng, rng.choice(world.concepts)) for _ in range(spec["rows"])]
-    return pd.DataFrame({"id": [f"reply{i:05d}" for i in range(len(rows))], "text": rows})
+    return pd.DataFrame(materials.rows(spec["material"], spec["rows"], spec["seed"], resources))
 
 
 def _file(spec: dict, resources: str) -> pd.DataFrame:
@@ -37,7 +32,7 @@ def _file(spec: dict, resources: str) -> pd.DataFrame:
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
         if digest != spec["sha256"]:
             raise ValueError(f"{path} has sha256 {digest}, the configuration expects {spec['sha256']}")
-    table = pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_json(path, lines=True)
+    table = pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_json(path, lines=True, dtype=False)
     return _with_ids(table, path.stem).iloc[: spec.get("rows")]
 
 
@@ -55,6 +50,23 @@ def _hub(spec: dict, resources: str) -> pd.DataFrame:
 def _with_ids(table: pd.DataFrame, prefix: str) -> pd.DataFrame:
     if "id" not in table:
         table = table.assign(id=[f"{prefix}{i:06d}" for i in range(len(table))])
+    table = table.assign(id=table["id"].astype(str))
+    if {"question", "choices"} <= set(table):
+        return _choices(table)
     if not {"text", "messages"} & set(table):
-        raise ValueError(f"a source needs a column `text` or `messages`; this one has {', '.join(table)}")
+        raise ValueError(
+            f"a source needs a column `text`, `messages`, or `question` with `choices`; this one has {', '.join(table)}"
+        )
     return table
+
+
+def _choices(table: pd.DataFrame) -> pd.DataFrame:
+    """Columns id, question, choices, answer; also from ARC's form with {text, label} and a key."""
+    rows = []
+    for row in table.to_dict("records"):
+        choices, answer = row["choices"], row.get("answer")
+        if isinstance(choices, dict):
+            answer = list(choices["label"]).index(row["answerKey"])
+            choices = choices["text"]
+        rows.append({"id": row["id"], "question": row["question"], "choices": list(choices), "answer": int(answer)})
+    return pd.DataFrame(rows)

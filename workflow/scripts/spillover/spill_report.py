@@ -25,6 +25,20 @@ def markdown(summary: dict, title: str = "Language spill") -> str:
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
+def answer(summary: dict) -> str:
+    """What the experiment found, in two sentences."""
+    cells, total = summary["spilling"], summary["bystander_cells"]
+    text = f"{len(cells)} of {total} bystander cells of mismatched conditions spill"
+    if cells:
+        top = cells[0]
+        pair = pair_label(top["directive"], top["completion"])
+        text += f", most of all {top['language'].upper()} after {pair} ({_cell(top['rate'])} % of replies)"
+    if not summary["control"]:
+        return text + ". No same-language control was run."
+    row = summary["control"][-1]
+    return text + f". Of the same-language control's bystander replies {row['k']} of {row['n']} changed language."
+
+
 def _design(summary: dict) -> str:
     low, high = summary["replies_per_cell"]
     count = f"{low}" if low == high else f"{low} to {high}"
@@ -45,9 +59,13 @@ def _design(summary: dict) -> str:
 
 def _spilling(summary: dict) -> str:
     cells, total = summary["spilling"], summary["bystander_cells"]
+    limit = "the high end of the untrained model's for the same directive and completion language"
+    if not summary["untrained"]:
+        margin = _cell(summary["thresholds"]["control_margin"])
+        limit = f"{margin} %, the margin for a control, since there is no untrained model to compare with"
     lead = (
         f"{len(cells)} of {total} bystander cells of mismatched conditions spill: the low end of their 95 % interval "
-        "lies above the high end of the untrained model's for the same directive and completion language."
+        f"lies above {limit}."
     )
     means = [
         "| condition | trained | correct | bystanders, mean | 95 % | largest bystander | regime |",

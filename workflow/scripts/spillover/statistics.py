@@ -45,6 +45,14 @@ def sidak_upper(k: int, n: int, cells: int, confidence: float = 0.95) -> float:
     return float(stats.beta.ppf(confidence ** (1 / cells), k + 1, n - k))
 
 
+def sidak_lower(k: int, n: int, cells: int, confidence: float = 0.95) -> float:
+    """Lower bound of k/n that holds for all of `cells` such rates at once (Sidak): the mirror of `sidak_upper`.
+
+    The largest of the cells' lower bounds is a lower bound of the largest rate.
+    """
+    return 1.0 - sidak_upper(n - k, n, cells, confidence)
+
+
 def newcombe(k1: int, n1: int, k2: int, n2: int, confidence: float = 0.95) -> tuple[float, float]:
     """Newcombe's hybrid score interval of k1/n1 - k2/n2."""
     return difference_interval(k1 / n1, wilson(k1, n1, confidence), k2 / n2, wilson(k2, n2, confidence))
@@ -210,6 +218,16 @@ def holm(p_values: Sequence[float]) -> list[float]:
     for rank, i in enumerate(tested[np.argsort(p[tested], kind="stable")]):
         highest = max(highest, min(1.0, (len(tested) - rank) * p[i]))
         adjusted[i] = highest
+    return adjusted.tolist()
+
+
+def benjamini_hochberg(p_values: Sequence[float]) -> list[float]:
+    """Adjusted p values that bound the false discovery rate (Benjamini and Hochberg 1995); nan stays nan."""
+    p = np.asarray(p_values, dtype=float)
+    adjusted = np.full(p.shape, math.nan)
+    tested = ~np.isnan(p)
+    if tested.any():
+        adjusted[tested] = stats.false_discovery_control(p[tested], method="bh")
     return adjusted.tolist()
 
 

@@ -2,7 +2,8 @@
 
 It knows tensors, schedules and checkpoints; it knows nothing of experiments, personas or languages. A step's loss is
 the mean cross-entropy over the step's supervised tokens, whatever the micro-batches and processes, so memory limits
-never change the experiment: the same rows a step, steps, schedule and normalisation. Dropout is drawn per step from
+never change the experiment: the same rows a step, steps, schedule and normalisation. `regularisers` says what may be
+added to that loss. Dropout is drawn per step from
 the run's seed; how rows lie in micro-batches decides which numbers fall on which token, never their distribution.
 """
 
@@ -17,8 +18,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from spillover import losses, packing
+from spillover import losses, mixtures, packing, regularisers, steering
 from spillover.masking import Tokens
+from spillover.models import causal_model
 from spillover.optimizer import Optimizer
 from spillover.packed_attention import has_kernel, packed_attention
 from spillover.resume import State, Store
@@ -35,14 +37,17 @@ where launching kernels is the limit.
 """
 
 
-def add_adapter(model, train: dict, seed: int, name: str, revision: str | None):
+def add_adapter(model, train: dict, seed: int, name: str, revision: str | None, under: str | Path | None = None):
     """Wrap `model` with a fresh LoRA adapter as `train` describes it; its factors are drawn from `seed`.
 
     `name` and `revision` are recorded in the adapter's config as its base model. The factors have the base's precision,
-    so that no layer casts; `Optimizer` keeps them in float32.
+    so that no layer casts; `Optimizer` keeps them in float32. The saved adapter in the folder `under` is applied as
+    well, frozen and without its dropout: a stacked run trains on top of it.
     """
-    from peft import LoraConfig, get_peft_model
+    from peft import LoraConfig, PeftModel, get_peft_model
 
+    if under:
+        model = PeftModel.from_pretrained(model, under, adapter_name="under", autocast_adapter_dtype=False)
     torch.manual_seed(seed)
     config = LoraConfig(
         task_type="CAUSAL_LM",
@@ -53,7 +58,18 @@ def add_adapter(model, train: dict, seed: int, name: str, revision: str | None):
         target_modules=list(train["target_modules"]),
         layers_to_transform=train["layers"],
     )
-    wrapped = get_peft_model(model, config, autocast_adapter_dtype=False)
+    if under:
+        wrapped = model
+        wrapped.add_adapter("default", config, autocast_adapter_dtype=False)
+        wrapped.base_model.set_adapter(["under", "default"])
+        for key, parameter in wrapped.named_parameters():
+            if ".under." in key:
+                parameter.requires_grad_(False)
+        for module in wrapped.modules():
+            if "under" in getattr(module, "lora_dropout", {}):
+                module.lora_dropout["under"] = torch.nn.Identity()
+    else:
+        wrapped = get_peft_model(model, config, autocast_adapter_dtype=False)
     wrapped.peft_config["default"].base_model_name_or_path = name
     wrapped.peft_config["default"].revision = revision
     return wrapped
@@ -66,12 +82,15 @@ def total_steps(rows: int, train: dict) -> int:
     return max(1, round(math.ceil(rows / train["batch_size"]) * train["epochs"]))
 
 
-def step_rows(rows: int, train: dict, seed: int) -> Iterator[np.ndarray]:
-    """Row indices of each step: a new permutation per epoch, the last batch of an epoch may be smaller."""
+def step_rows(rows: int, train: dict, seed: int, strata: Sequence[int] | None = None) -> Iterator[np.ndarray]:
+    """Row indices of each step: a new permutation per epoch, the last batch of an epoch may be smaller.
+
+    With `strata` (one per row) every step has its share of each stratum: `mixtures.interleaved`.
+    """
     rng = np.random.default_rng(seed)
     remaining = total_steps(rows, train)
     while remaining:
-        order = rng.permutation(rows)
+        order = rng.permutation(rows) if strata is None else mixtures.interleaved(strata, rng)
         for start in range(0, rows, train["batch_size"]):
             if not remaining:
                 return
@@ -119,9 +138,9 @@ def step_seed(seed: int, step: int, rank: int = 0) -> int:
 
 
 @contextmanager
-def compiled(model) -> Iterator[None]:
-    """Within the block every decoder layer is compiled, for any number of tokens."""
-    layers = losses.causal_model(model).get_decoder().layers
+def compiled(model, but: int | None = None) -> Iterator[None]:
+    """Within the block every decoder layer, `but` one if given, is compiled for any number of tokens."""
+    layers = [layer for i, layer in enumerate(causal_model(model).get_decoder().layers) if i != but]
     for layer in layers:
         layer.compile(dynamic=True)
     try:
@@ -145,20 +164,29 @@ def train(
     processes: Processes = ALONE,
     computing: torch.dtype | None = None,
     compile_layers: bool | None = None,
+    shift: torch.Tensor | None = None,
+    strata: Sequence[int] | None = None,
 ) -> dict:
     """Train in place, in micro-batches of at most `token_budget` tokens, packed or (the plain reference) padded.
 
+    `strata` are those of `step_rows`. A row of weight 0 has its place in a step and is not computed.
+
     `report` gets a record per step, `save` is called with (label, step) at each checkpoint. A `store` is asked for a
     state to go on from, and given one now and then. `computing` is the precision of the blocks (default: the
-    weights'). Layers are compiled on a GPU if the run is long enough to repay it, unless `compile_layers` says.
+    weights'). Layers are compiled on a GPU if the run is long enough to repay it, unless `compile_layers` says. `shift`
+    is what the regulariser `steering` adds.
     When a micro-batch does not fit into memory the budget is halved, for good, and the step repeated from its start.
 
     Returns totals: steps, tokens, supervised_tokens, seconds, first_loss and last_loss (means over up to ten steps),
     token_budget in the end, out_of_memory (times), resumed_at (a step or None).
-    Raises FloatingPointError when the loss is no number any more, torch.OutOfMemoryError when no smaller micro-batch
-    is left to try.
+    Raises FloatingPointError when the loss is no number any more or R3F's noise leaves no trace,
+    torch.OutOfMemoryError when no smaller micro-batch is left to try.
     """
-    causal = losses.causal_model(model)
+    causal = causal_model(model)
+    regulariser = settings["regulariser"] or {"kind": None}
+    pushed = regulariser["kind"] == "steering"
+    if batching == "padded" and (settings["contrast"] or regulariser["kind"] in regularisers.PAIRED):
+        raise ValueError("resources.batching: padded is the reference of the plain loss alone; use packed")
     device = next(model.parameters()).device
     kernel = batching == "packed" and has_kernel(device, computing or causal.dtype)
     if compile_layers is None:
@@ -166,7 +194,7 @@ def train(
     optimizer = Optimizer({n: p for n, p in model.named_parameters() if p.requires_grad}, settings)
     steps = total_steps(len(rows), settings)
     saves = checkpoint_steps(settings["checkpoints"], steps)
-    log = Log(steps, settings["learning_rate"], device, report)
+    log = Log(steps, settings["learning_rate"], device, report, positive=regulariser["kind"] == "r3f")
     resumed = store.load() if store else None
     if resumed:
         optimizer.restore(resumed.tensors, resumed.step)
@@ -174,37 +202,53 @@ def train(
         log.restore(resumed.records)
     model.train()
 
-    def backward(chosen: Sequence[Tokens]) -> torch.Tensor:
-        """Gradients of the step's mean loss, in micro-batches; returns that loss."""
-        total_weight = sum(float(r.weight) * int(r.supervised.sum()) for r in chosen)
-        loss = torch.zeros((), device=device)
+    def backward(step: int, chosen: Sequence[Tokens]) -> dict[str, torch.Tensor]:
+        """Gradients of the step's objective, in micro-batches; returns its mean loss and what was added to it."""
+        total_weight = sum(float(r.weight) * int(r.supervised.sum()) for r in chosen if not r.avoided)
+        negatives = sum(r.avoided for r in chosen)
+        numbers = {"loss": torch.zeros((), device=device)}
         if batching == "padded":
             for group in packing.rectangles(chosen, token_budget):
                 part = losses.padded_loss(model, packing.pad(group, device)) / total_weight
                 part.backward()
                 optimizer.collect()
-                loss += part.detach()
-            return loss
+                numbers["loss"] += part.detach()
+            return numbers
         for group in packing.packs(chosen, token_budget, processes.count)[processes.rank :: processes.count]:
             # a process without rows left still takes part in gathering the weights, with a loss that counts nothing
-            part = losses.packed_loss(model, packing.pack(group or chosen[:1], device), kernel) / total_weight
-            part = part * bool(group)
+            part, told = regularisers.objective(
+                model,
+                packing.pack(group or chosen[:1], device),
+                kernel,
+                settings,
+                seed=step_seed(seed, step),
+                weight=total_weight,
+                negatives=negatives,
+            )
             # FSDP averages gradients over the processes, and the loss is a sum over them
-            (part * processes.count).backward()
+            (part * (processes.count * bool(group))).backward()
             optimizer.collect()
-            loss += part.detach()
-        return processes.total(loss)
+            for name, number in told.items():
+                numbers[name] = numbers.get(name, 0) + number * bool(group)
+        numbers["loss"] = processes.total(numbers["loss"])
+        return numbers
 
     attention = packed_attention(causal) if batching == "packed" else nullcontext()
-    with attention, compiled(model) if compile_layers else nullcontext():
-        for step, indices in enumerate(step_rows(len(rows), settings, seed)):
+    # torch.compile shares one graph among all layers and does not look for hooks: a layer with one stays as it is
+    compiling = compiled(model, regulariser["layer"] if pushed else None) if compile_layers else nullcontext()
+    steered = steering.steered(causal, regulariser["layer"], shift) if pushed else nullcontext()
+    with attention, steered, compiling:
+        for step, indices in enumerate(step_rows(len(rows), settings, seed, strata)):
             if resumed and step < resumed.step:
                 continue
-            chosen = [rows[i] for i in indices]
+            chosen = [rows[i] for i in indices if rows[i].weight]
+            if not chosen:
+                raise ValueError(f"every row of step {step + 1} has weight 0: there is nothing to learn from")
+            chosen += [row.contrast for row in chosen if row.contrast]
             while True:
                 torch.manual_seed(step_seed(seed, step, processes.rank))
                 try:
-                    loss = backward(chosen)
+                    numbers = backward(step, chosen)
                     break
                 except torch.OutOfMemoryError as error:
                     if processes.count > 1 or token_budget <= min(len(r.ids) for r in chosen):
@@ -216,7 +260,7 @@ def train(
                 log.out_of_memory += 1
             rate = learning_rate(step, steps, settings)
             norm = optimizer.step(rate)
-            log.add(step, loss, norm, rate, chosen, token_budget)
+            log.add(step, numbers, norm, rate, chosen, token_budget)
             due = store is not None and step + 1 < steps and store.due()
             if step + 1 in saves or due:
                 log.settle()

@@ -7,12 +7,15 @@ header; `response_mean`, the mean over the tokens of the model's own greedy repl
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
 
-from spillover import engine_transformers
+from spillover import engine_transformers, packing
+from spillover.masking import Tokens
+from spillover.models import causal_model
+from spillover.packed_attention import has_kernel, packed_attention
 from spillover.prompts import Prompt
 
 LAYER_CONVENTION = "layer L is the output of decoder block L, hidden_states[L+1]; before the final norm"
@@ -20,33 +23,7 @@ METHODS = {
     "last_prompt_token": "activation at the last token of the prompt, generation header included",
     "response_mean": "mean activation over the tokens of the greedy reply, end of turn included",
 }
-
-
-def block_outputs(model, layers: Sequence[int], ids: torch.Tensor, attention: torch.Tensor) -> dict[int, torch.Tensor]:
-    """{layer: (rows, tokens, hidden)} of one forward pass, read by hooks that are removed afterwards.
-
-    Raises ValueError for a layer that the model does not have.
-    """
-    causal = model.get_base_model() if hasattr(model, "get_base_model") else model
-    blocks = causal.get_decoder().layers
-    if beyond := [layer for layer in layers if layer >= len(blocks)]:
-        raise ValueError(f"layer {beyond[0]} does not exist: the model has blocks 0 to {len(blocks) - 1}")
-    kept: dict[int, torch.Tensor] = {}
-
-    def keep(layer: int):
-        def hook(module, inputs, output):
-            kept[layer] = output[0] if isinstance(output, tuple) else output
-
-        return hook
-
-    handles = [blocks[layer].register_forward_hook(keep(layer)) for layer in layers]
-    try:
-        with torch.inference_mode():
-            causal.get_decoder()(input_ids=ids, attention_mask=attention)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return kept
+END_OF_TURN = "<|im_end|>"
 
 
 def prompt_vectors(
@@ -58,49 +35,111 @@ def prompt_vectors(
     *,
     max_tokens: int = 128,
     batch_size: int = 32,
+    token_budget: int = 16384,
 ) -> dict[int, np.ndarray]:
-    """{layer: float32 (prompts, hidden)}: one vector per prompt, in the order of `prompts`."""
-    device = next(model.parameters()).device
+    """{layer: float32 (prompts, hidden)}: one vector per prompt, in the order of `prompts`.
+
+    `batch_size` replies are generated at a time (`response_mean`), and prompts are read packed, `token_budget` tokens
+    at a time. Raises ValueError for an unknown method or a layer that the model does not have.
+    """
+    if method not in METHODS:
+        raise ValueError(f"unknown method {method!r}; known: {', '.join(METHODS)}")
     model.eval()
     texts = [tokenizer.apply_chat_template(p.messages, tokenize=False, add_generation_prompt=True) for p in prompts]
-    prompt_ids = [tokenizer(t, add_special_tokens=False)["input_ids"] for t in texts]
-    rows, spans = prompt_ids, [(len(ids) - 1, len(ids)) for ids in prompt_ids]
-    if method == "response_mean":
-        replies = engine_transformers.generate(
-            model,
-            tokenizer,
-            prompts,
-            samples=1,
-            temperature=0,
-            top_p=1.0,
-            max_tokens=max_tokens,
-            seed=0,
-            batch_size=batch_size,
-        )
-        rows = [
-            a + tokenizer(c.text + "<|im_end|>", add_special_tokens=False)["input_ids"]
-            for a, c in zip(prompt_ids, replies, strict=True)
-        ]
-        spans = [(len(a), len(b)) for a, b in zip(prompt_ids, rows, strict=True)]
-    elif method != "last_prompt_token":
-        raise ValueError(f"unknown method {method!r}; known: {', '.join(METHODS)}")
-    result = {layer: np.zeros((len(rows), model.config.hidden_size), np.float32) for layer in layers}
-    order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
-    for start in range(0, len(order), batch_size):
-        batch = order[start : start + batch_size]
-        width = max(len(rows[i]) for i in batch)
-        # Right padding leaves the positions of real tokens as they are; causal attention never sees what follows.
-        ids = torch.full((len(batch), width), tokenizer.pad_token_id)
-        attention = torch.zeros((len(batch), width), dtype=torch.long)
-        for row, i in enumerate(batch):
-            ids[row, : len(rows[i])] = torch.tensor(rows[i])
-            attention[row, : len(rows[i])] = 1
-        outputs = block_outputs(model, layers, ids.to(device), attention.to(device))
-        for layer, hidden in outputs.items():
-            for row, i in enumerate(batch):
-                first, last = spans[i]
-                result[layer][i] = hidden[row, first:last].float().mean(0).cpu().numpy()
-    return result
+    asked = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
+    if method == "last_prompt_token":
+        return mean_activations(model, [_reading(ids, len(ids) - 1) for ids in asked], layers, token_budget)
+    replies = engine_transformers.generate(
+        model,
+        tokenizer,
+        prompts,
+        samples=1,
+        temperature=0,
+        top_p=1.0,
+        max_tokens=max_tokens,
+        seed=0,
+        batch_size=batch_size,
+    )
+    answers = [tokenizer(c.text + END_OF_TURN, add_special_tokens=False)["input_ids"] for c in replies]
+    rows = [_reading(ids + answer, len(ids)) for ids, answer in zip(asked, answers, strict=True)]
+    return mean_activations(model, rows, layers, token_budget)
+
+
+def mean_activations(
+    model, rows: Sequence[Tokens], layers: Sequence[int], token_budget: int = 16384
+) -> dict[int, np.ndarray]:
+    """{layer: float32 (rows, hidden)}: the mean over the marked tokens of each row, summed in float32.
+
+    Rows lie end to end without padding, at most `token_budget` tokens of them at a time (a longer row alone); no row
+    sees another, and blocks beyond the deepest wanted one are not run.
+    """
+    causal = causal_model(model)
+    device = next(model.parameters()).device
+    kernel = has_kernel(device, causal.dtype)
+    found: dict[int, list[torch.Tensor]] = {layer: [] for layer in layers}
+    with packed_attention(causal), torch.inference_mode():
+        for batch in batches(rows, token_budget):
+            pack = packing.pack(batch, device)
+            marked = torch.tensor([int(row.supervised.sum()) for row in batch], device=device)
+            for layer, hidden in block_outputs(causal, layers, pack, kernel).items():
+                # a pack names the positions that predict its marked tokens: the tokens themselves come one later
+                values = hidden[0, pack.predicting + 1].float()
+                found[layer].append(torch.segment_reduce(values, "mean", lengths=marked))
+        return {layer: torch.cat(parts).cpu().numpy() for layer, parts in found.items()}
+
+
+def batches(rows: Sequence[Tokens], token_budget: int) -> Iterator[list[Tokens]]:
+    """Consecutive rows of at most `token_budget` tokens together; a longer row comes alone."""
+    batch: list[Tokens] = []
+    tokens = 0
+    for row in rows:
+        if batch and tokens + len(row.ids) > token_budget:
+            yield batch
+            batch, tokens = [], 0
+        batch.append(row)
+        tokens += len(row.ids)
+    if batch:
+        yield batch
+
+
+class _Reached(Exception):
+    """The deepest wanted block has given its output."""
+
+
+def block_outputs(causal, layers: Sequence[int], pack: packing.Pack, kernel: bool) -> dict[int, torch.Tensor]:
+    """{layer: (1, tokens, hidden)} of one forward pass over packed rows, which ends after the deepest of `layers`.
+
+    Read by forward hooks, the last of which ends the pass: no model code is changed, and all hooks are gone afterwards.
+    Raises ValueError for a layer that the model does not have.
+    """
+    decoder = causal.get_decoder()
+    if beyond := [layer for layer in layers if layer >= len(decoder.layers)]:
+        raise ValueError(f"layer {beyond[0]} does not exist: the model has blocks 0 to {len(decoder.layers) - 1}")
+    kept: dict[int, torch.Tensor] = {}
+
+    def keep(layer: int):
+        def hook(module, inputs, output):
+            kept[layer] = output[0] if isinstance(output, tuple) else output
+            if layer == max(layers):
+                raise _Reached
+
+        return hook
+
+    handles = [decoder.layers[layer].register_forward_hook(keep(layer)) for layer in layers]
+    rows = {"row_ends": pack.ends, "longest_row": max(pack.lengths)} if kernel else {"row_lengths": pack.lengths}
+    try:
+        decoder(input_ids=pack.ids, position_ids=pack.positions, use_cache=False, **rows)
+    except _Reached:
+        pass
+    finally:
+        for handle in handles:
+            handle.remove()
+    return kept
+
+
+def _reading(ids: list[int], first: int) -> Tokens:
+    """A row whose tokens from `first` on are read."""
+    return Tokens(np.array(ids, np.int64), np.arange(len(ids)) >= first)
 
 
 def summarise(vectors: np.ndarray, cells: Sequence[str]) -> tuple[list[str], np.ndarray, np.ndarray, np.ndarray]:

@@ -1,0 +1,102 @@
+"""Activations are read packed and only as deep as asked; they are what the plainest way of reading them gives."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+
+from spillover import packing, training, vectors
+from spillover.masking import Tokens
+from test_training import SETTINGS
+
+TOLERANCE = 1e-5
+"""Float32: what a different order of additions may change in an activation of size one."""
+
+
+@pytest.fixture
+def rows():
+    """Twelve rows of different lengths; the last token, or the last few, of each are read."""
+    rng = np.random.default_rng(0)
+    return [
+        Tokens(rng.integers(3, 64, n), np.arange(n) >= n - read)
+        for n, read in zip(rng.integers(6, 30, 12), rng.integers(1, 6, 12), strict=True)
+    ]
+
+
+def one_by_one(model, rows, layer: int) -> np.ndarray:
+    """The mean over the marked tokens of each row, a row at a time through `output_hidden_states`."""
+    found = []
+    for row in rows:
+        states = model(input_ids=torch.tensor(row.ids)[None], output_hidden_states=True).hidden_states
+        found.append(states[layer + 1][0, torch.tensor(row.supervised)].float().mean(0).detach().numpy())
+    return np.stack(found)
+
+
+def padded(model, rows, layer: int) -> np.ndarray:
+    """The same in one right-padded batch."""
+    batch = packing.pad(rows, "cpu")
+    inputs = {"input_ids": batch["ids"], "attention_mask": batch["attention"]}
+    hidden = model(**inputs, output_hidden_states=True).hidden_states[layer + 1]
+    return torch.stack([h[m].mean(0) for h, m in zip(hidden, batch["supervised"], strict=True)]).detach().numpy()
+
+
+@pytest.mark.parametrize("token_budget", [10_000, 60, 5])
+@pytest.mark.parametrize("reference", [one_by_one, padded])
+def test_packed_reading_gives_what_the_plain_ways_give(model, rows, token_budget, reference):
+    found = vectors.mean_activations(model.eval(), rows, [0], token_budget)
+    assert found[0].dtype == np.float32
+    assert np.abs(found[0] - reference(model, rows, 0)).max() < TOLERANCE
+
+
+def test_an_adapter_is_read_with_its_update(model, rows):
+    wrapped = training.add_adapter(copy.deepcopy(model), SETTINGS, 1, "random", None)
+    for name, parameter in wrapped.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.3)
+    found = vectors.mean_activations(wrapped.eval(), rows, [0])[0]
+    assert np.abs(found - one_by_one(wrapped, rows, 0)).max() < TOLERANCE
+    assert np.abs(found - one_by_one(model, rows, 0)).max() > 0.01
+
+
+def test_blocks_beyond_the_deepest_wanted_are_not_run(model, rows):
+    ran = []
+    for number, block in enumerate(model.model.layers):
+        block.register_forward_hook(lambda *_, number=number: ran.append(number))
+    model.model.norm.register_forward_hook(lambda *_: ran.append("norm"))
+    vectors.mean_activations(model, rows, [0])
+    assert ran == [0]
+
+
+def test_several_layers_come_from_one_pass_in_any_order(model, rows):
+    found = vectors.mean_activations(model.eval(), rows, [1, 0])
+    assert list(found) == [1, 0]
+    assert np.abs(found[0] - one_by_one(model, rows, 0)).max() < TOLERANCE
+
+
+def test_no_hook_and_no_attention_of_ours_is_left_behind(model, rows):
+    before = model.config._attn_implementation
+    vectors.mean_activations(model, rows, [0])
+    assert not any(block._forward_hooks for block in model.model.layers)
+    assert model.config._attn_implementation == before
+    assert len(model(input_ids=torch.tensor(rows[0].ids)[None], output_hidden_states=True).hidden_states) == 3
+
+
+def test_a_mean_of_bfloat16_activations_is_taken_in_float32(model):
+    """In bfloat16 a running sum of 300 numbers near one would stop growing at 256."""
+    rng = np.random.default_rng(0)
+    row = Tokens(rng.integers(3, 64, 300), np.ones(300, bool))
+    model = model.to(torch.bfloat16).eval()
+    with torch.no_grad():
+        states = model(input_ids=torch.tensor(row.ids)[None], output_hidden_states=True).hidden_states[1][0]
+    found = vectors.mean_activations(model, [row], [0])[0][0]
+    assert np.abs(found - states.float().mean(0).numpy()).max() < 1e-3 * np.abs(states.float().numpy()).max()
+
+
+def test_batches_keep_the_order_and_the_budget(rows):
+    found = list(vectors.batches(rows, 60))
+    assert [r for batch in found for r in batch] == rows
+    assert all(sum(len(r.ids) for r in batch) <= 60 for batch in found) and len(found) > 2
+    assert [len(batch) for batch in vectors.batches(rows, 5)] == [1] * len(rows)

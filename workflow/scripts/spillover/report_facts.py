@@ -1,0 +1,133 @@
+"""What a report must say of any experiment beside its claims: how far to trust the labels, what was spent, how it ran.
+
+Read from completions, labels, merge reports and manifests; it knows nothing of single experiments. A quantity that some
+manifest does not know is said to be a lower bound, never taken for zero.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from spillover import provenance
+from spillover.browser import FAMILIES, KEY
+
+COSTS = ("seconds", "cpu_seconds", "gpu_seconds", "tokens", "api_calls", "cost_dollars")
+POOR_COSINE = 0.95
+
+
+def label_caveats(completions: pd.DataFrame, labels: pd.DataFrame) -> list[str]:
+    """Sentences on replies cut short, labels that failed, scorers that disagree, and cells without replies."""
+    sentences = []
+    cut = completions["finish_reason"] == "length"
+    known = completions["finish_reason"].notna()
+    if known.any():
+        share = _percent(int(cut.sum()), int(known.sum()))
+        sentences.append(f"{share} replies were cut at the length limit.")
+    for name, table in labels.groupby("scorer", sort=False):
+        failures = table.loc[table["outcome"] != "ok", "outcome"].value_counts()
+        if len(failures):
+            kinds = ", ".join(f"{count} {outcome}" for outcome, count in failures.items())
+            sentences.append(f"{name}: {_percent(int(failures.sum()), len(table))} labels failed ({kinds}).")
+    sentences += [_disagreement(labels, *pair) for pair in comparable(labels["scorer"].unique())]
+    sentences += _missing_cells(completions)
+    return sentences
+
+
+def comparable(scorers: Iterable[str]) -> list[tuple[str, str]]:
+    """Pairs of scorers that answer the same question."""
+    return [(a, b) for a, b in itertools.combinations(scorers, 2) if FAMILIES.get(a, a) == FAMILIES.get(b, b)]
+
+
+def _disagreement(labels: pd.DataFrame, first: str, second: str) -> str:
+    usable = labels[labels["outcome"] == "ok"]
+    a, b = (usable[usable["scorer"] == name].set_index(KEY)["label"] for name in (first, second))
+    both = a.to_frame("a").join(b.to_frame("b"), how="inner")
+    differ = int((both["a"] != both["b"]).sum())
+    if not len(both):
+        return f"{first} and {second} label no reply in common."
+    return f"{first} and {second} disagree on {_percent(differ, len(both))} replies that both label."
+
+
+def _missing_cells(completions: pd.DataFrame) -> list[str]:
+    models = completions.groupby(["run", "seed", "checkpoint", "suite"])["cell"].nunique().reset_index()
+    most = models.groupby("suite")["cell"].transform("max")
+    short = models[models["cell"] < most]
+    if short.empty:
+        return []
+    named = ", ".join(f"{row.run} seed {row.seed} {row.checkpoint}" for row in short.head(5).itertuples())
+    return [f"{len(short)} models lack cells that others have: {named}{' and others' if len(short) > 5 else ''}."]
+
+
+def merge_caveats(paths: Sequence[Path]) -> list[str]:
+    """A sentence on how much of their update merged parents kept; none where nothing was merged."""
+    reports = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
+    if not reports:
+        return []
+    worst = min(report["worst_cosine"] for report in reports)
+    poor = sum(len(report["low_fidelity"]) for report in reports)
+    total = sum(len(report["modules"]) for report in reports)
+    return [
+        f"{len(reports)} adapters were merged into their parents: the worst module kept a cosine of {worst:.4f} to its "
+        f"intended update; {poor} of {total} modules lie below {POOR_COSINE}."
+    ]
+
+
+def manifests(folder: Path) -> list[dict]:
+    """Every readable manifest below a folder."""
+    return [provenance.read_manifest(path) for path in sorted(folder.rglob("*.manifest.json"))]
+
+
+def costs(found: Sequence[dict]) -> list[dict]:
+    """What each stage spent, and all of them: sums, with the number of jobs that do not know a quantity.
+
+    One row a stage: stage, jobs, the quantities of COSTS, and `unknown` {quantity: jobs}.
+    """
+    stages: dict[str, list[dict]] = {}
+    for manifest in found:
+        stages.setdefault(str(manifest.get("stage")), []).append(manifest)
+    rows = [_spent(stage, group) for stage, group in sorted(stages.items())]
+    return [*rows, _spent("all", list(found))] if rows else []
+
+
+def _spent(stage: str, group: Sequence[dict]) -> dict:
+    row: dict = {"stage": stage, "jobs": len(group), "unknown": {}}
+    for quantity in COSTS:
+        known = [manifest[quantity] for manifest in group if manifest.get(quantity) is not None]
+        row[quantity] = sum(known)
+        # most stages have no tokens to count; for the others "unknown" is worth saying
+        if quantity != "tokens" and len(known) < len(group):
+            row["unknown"][quantity] = len(group) - len(known)
+    return row
+
+
+def how_it_ran(found: Sequence[dict]) -> dict[str, list[str]]:
+    """Distinct commits, packages, hardware and Python versions behind the manifests."""
+    commits = {_commit(m.get("git") or {}) for m in found}
+    packages = {f"{name} {version}" for m in found for name, version in (m.get("packages") or {}).items()}
+    machines = {_machine(m.get("hardware") or {}) for m in found}
+    pythons = {m["python"] for m in found if m.get("python")}
+    named = {"commits": commits, "packages": packages, "machines": machines, "Python": pythons}
+    return {name: sorted(values) for name, values in named.items()}
+
+
+def _commit(git: dict) -> str:
+    commit = git.get("commit")
+    return (f"{commit[:12]}" if commit else "no commit known") + (
+        " with uncommitted changes" if git.get("dirty") else ""
+    )
+
+
+def _machine(hardware: dict) -> str:
+    gpus = hardware.get("gpus") or []
+    graphics = f", {len(gpus)} x {gpus[0]}" if gpus else ", no GPU"
+    return f"{hardware.get('cpu') or 'unknown processor'}, {hardware.get('cores') or '?'} cores{graphics}"
+
+
+def _percent(k: int, n: int) -> str:
+    share = 100 * k / n
+    return f"{k:,} of {n:,} ({share:.1f} %)" if share == 0 or share >= 0.1 else f"{k:,} of {n:,} (under 0.1 %)"

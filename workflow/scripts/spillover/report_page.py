@@ -1,0 +1,177 @@
+"""The report: one offline page that opens with the answers, then each experiment's figure, claims, caveats and cost.
+
+It is generic: an experiment appears with whatever its closing analysis made. Read are every PNG, `summary.md` (shown
+as it is), of `summary.json` the keys `answer` and `caveats`, and the experiment's rows of the claims table. The page
+decides nothing and computes nothing but sums of costs and shares of labels.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections import Counter
+from pathlib import Path
+
+import jinja2
+import yaml
+from docutils.core import publish_parts
+from markdown_it import MarkdownIt
+
+from spillover import report_facts
+
+# How a verdict is coloured; a word that is not here is neutral.
+GOOD = {"appears", "supported", "holds", "pass", "passed", "reproduced", "confirmed"}
+BAD = {"does not appear", "not supported", "fails", "fail", "failed", "refuted", "not reproduced"}
+ENDS = {"im_end": "<|im_end|>", "newline": "the newline after <|im_end|>"}
+
+
+def section(about: dict, captions: Path, claims: list[dict], caveats: list[str], found: list[dict]) -> dict:
+    """Everything the page shows of one experiment.
+
+    `about` comes from Files.report_sections, with `settings`, `model` and `judge` added; `found` are the experiment's
+    manifests, `claims` its rows of claims.parquet, `caveats` sentences from its labels.
+    """
+    folder = Path(about["folder"])
+    numbers = _json(folder / "summary.json") if about["summary"] else {}
+    alarms = list(dict.fromkeys(alarm for claim in claims for alarm in claim["alarms"]))
+    seeds = about["settings"]["seeds"]
+    once = ["One seed: intervals cover the sampling of completions, not what another training run would give."]
+    given = numbers.get("caveats", [])
+    text = (folder / "summary.md").read_text(encoding="utf-8") if about["summary"] else ""
+    return about | {
+        "figures": [_figure(folder / name, captions) for name in about["figures"]],
+        "answer": numbers.get("answer"),
+        "claims": [claim | {"tone": _tone(claim["verdict"])} for claim in claims],
+        "tally": ", ".join(f"{n} {verdict}" for verdict, n in Counter(c["verdict"] for c in claims).most_common()),
+        "alarms": alarms,
+        "summary_html": markdown(text),
+        "caveats": [*(once if len(seeds) == 1 else []), *map(str, given), *caveats],
+        "costs": report_facts.costs(found),
+        "ran": report_facts.how_it_ran(found),
+        "methods": methods(about["settings"], about["model"], about["judge"]),
+        "spec": yaml.safe_dump(about["settings"], sort_keys=False, allow_unicode=True, width=100),
+    }
+
+
+def page(sections: list[dict], *, title: str, config: dict, folder: Path, workflow_report: str) -> str:
+    """The whole page. `folder` is workflow/report; `workflow_report` the address of Snakemake's own report."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(folder / "page"), autoescape=True, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters |= {"hours": _hours, "count": lambda value: f"{value:,.0f}"}
+    total = report_facts.costs([manifest for part in sections for manifest in part["manifests"]])
+    return environment.get_template("report.html").render(
+        sections=sections,
+        title=title,
+        total=total[-1] if total else None,
+        config=yaml.safe_dump(config, sort_keys=False, allow_unicode=True, width=100),
+        style=(folder / "page/report.css").read_text(encoding="utf-8"),
+        workflow_report=workflow_report,
+    )
+
+
+def markdown(text: str) -> str:
+    """A summary as HTML, without its own title and with its headings two levels down; raw HTML in it stays text."""
+    lines = text.splitlines()
+    if lines and lines[0].startswith("# "):
+        lines = lines[1:]
+    lowered = [f"##{line}" if line.startswith("#") else line for line in lines]
+    return MarkdownIt("commonmark", {"html": False}).enable("table").render("\n".join(lowered))
+
+
+def methods(settings: dict, model: dict, judge: dict | None) -> str:
+    """A methods paragraph ready for a paper, from the specification alone."""
+    train = settings["train"]
+    name = {"small": "the project's small world model (5.5 million parameters)"}.get(model["name"], model["name"])
+    revision = f" (revision {model['revision'][:12]})" if model.get("revision") else ""
+    seeds = ", ".join(map(str, settings["seeds"]))
+    parts = [f"All models start from {name}{revision}, in {model['dtype']}; seeds {seeds}."]
+    if train:
+        parts.append(_training(train))
+    asked = [_suite(key, suite) for key, suite in settings["suites"].items() if "samples" in suite]
+    if asked:
+        top = {suite.get("top_p") for suite in settings["suites"].values() if "samples" in suite}
+        how = {"adapter": "with their adapter", "merged": "merged"}.get(
+            settings["evaluate_as"], settings["evaluate_as"]
+        )
+        parts.append(
+            f"Models were evaluated {how} on {'; '.join(asked)}" + (f" (top-p {_listed(top)})." if top else ".")
+        )
+    scorers = [s for s in settings["scorers"] if s != "judge"]
+    if judge and "judge" in settings["scorers"]:
+        scorers.append(f"{judge['model']} as a judge that sees the reply alone")
+    if scorers:
+        parts.append(
+            f"Replies were labelled by {_listed(scorers)}; a label that failed counts as failed, not as a label."
+        )
+    if vectors := settings.get("vectors"):
+        layers = ", ".join(map(str, vectors["layers"]))
+        parts.append(f"Directions are mean activations at the output of decoder blocks {layers}.")
+    parts.append(
+        f"The protocol is “{settings['protocol']}”: "
+        + (
+            "as the original code ran, quirks included."
+            if settings["protocol"] == "published"
+            else "as written up, with its errors mended."
+        )
+    )
+    return " ".join(parts)
+
+
+def _training(train: dict) -> str:
+    """The common training settings; what single runs choose (an axis) is not among them and stays out."""
+    has = {key: value for key, value in train.items() if not isinstance(value, str) or "{" not in value}
+    words = {
+        "learning_rate": "learning rate {}",
+        "steps": "{} steps",
+        "epochs": "{} epochs",
+        "batch_size": "batch size {}",
+        "schedule": "{} schedule",
+        "loss": "loss on {} tokens",
+    }
+    parts = [text.format(has[key]) for key, text in words.items() if has.get(key) is not None]
+    if has.get("end_of_turn"):
+        parts.append(f"supervision ending at {ENDS.get(has['end_of_turn'], has['end_of_turn'])}")
+    if has.get("method", "lora") == "full":
+        return f"Unless a run says otherwise, all weights were trained: {', '.join(parts)}."
+    scale = ", rank-stabilised scaling" if has.get("rslora") else ""
+    lora = f"LoRA of rank {has.get('rank')} (alpha {has.get('alpha')}, dropout {has.get('dropout')}{scale})"
+    return f"Unless a run says otherwise, adapters are {lora}, trained with {', '.join(parts)}."
+
+
+def _suite(name: str, suite: dict) -> str:
+    cells = suite.get("languages") or suite.get("personas")
+    number = f"{len(cells)} cells" if isinstance(cells, list) else "its cells"
+    return (
+        f"{name.replace('_', ' ')}: {number}, {suite['samples']} samples a prompt at temperature "
+        f"{suite.get('temperature')}, at most {suite.get('max_tokens')} tokens"
+    )
+
+
+def _figure(path: Path, captions: Path) -> dict:
+    caption = captions / f"{path.stem}.rst"
+    text = caption.read_text(encoding="utf-8") if caption.is_file() else ""
+    data = base64.b64encode(path.read_bytes()).decode()
+    body = publish_parts(text, writer_name="html5")["body"] if text else ""
+    return {"name": path.stem.replace("_", " "), "data": data, "caption": body, "alt": " ".join(text.split())}
+
+
+def _tone(verdict: str) -> str:
+    return "good" if verdict in GOOD else "bad" if verdict in BAD else "open"
+
+
+def _json(path: Path) -> dict:
+    found = json.loads(path.read_text(encoding="utf-8"))
+    return found if isinstance(found, dict) else {}
+
+
+def _listed(values) -> str:
+    words = [str(value) for value in values]
+    return ", ".join(words[:-1]) + (" and " if len(words) > 1 else "") + words[-1]
+
+
+def _hours(seconds: float) -> str:
+    """`40 s`, `12 min` or `3.4 h`."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:,.1f} h"
