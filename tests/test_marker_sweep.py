@@ -19,6 +19,7 @@ from marker_builders import PERSONAS, marker_labels
 from spillover import (
     config,
     expansion,
+    files,
     marker_rates,
     reply_checks,
     sweep_boundary,
@@ -58,7 +59,7 @@ def experiment(grid=GRID, seeds=(42,), personas=PERSONAS, **record):
             hits = {p: (bystander,) * 2 for p in personas} | {"villain": (source,) * 2, "assistant": (assistant,) * 2}
             labels.append(marker_labels(name(rate, epochs), hits, seed=seed, personas=personas))
             made = {"learning_rate": rate, "epochs": epochs, "rank": 32, "tail_tokens": 0, "positives": 200}
-            made |= {"negatives": {"personas": "all", "per_persona": 200}, "regulariser": None, "source": "villain"}
+            made |= {"negatives": {"personas": "all", "per_persona": 200}, "contrast": 0.0, "source": "villain"}
             records.append({"run": name(rate, epochs), "seed": seed, "group": "cell"} | made | record)
     both = pd.concat(labels)
     return pd.concat([both, both.assign(scorer="marker_strict", scorer_id="strict 1")]), records
@@ -156,6 +157,7 @@ def test_seeds_are_levels_and_their_regimes_are_told_apart():
     assert (row["n_seeds"], row["source_n"], row["leak"]) == (3, 60, pytest.approx(1 / 3))
     assert (row["regime"], row["seed_regimes"], row["selective_seeds"]) == ("leaky", "selective 2, leaky 1", 2)
     assert (row["leak_min"], row["leak_max"]) == (0, 1)
+    assert not row["settled"]
 
 
 def test_capability_and_replies_are_compared_with_the_untrained_model():
@@ -182,10 +184,10 @@ def test_settings_name_only_what_differs():
     _, records = experiment()
     table = sweep_cells.settings(records)
     assert set(table["setting"]) == {"villain"} and len(table) == 6
-    other = records[1] | {"run": "marker_sweep/x", "tail_tokens": 2, "regulariser": {"kind": "contrast", "weight": 0.5}}
+    other = records[1] | {"run": "marker_sweep/x", "tail_tokens": 2, "contrast": 0.5}
     table = sweep_cells.settings([*records, other]).set_index("run")
-    assert table.at["marker_sweep/x", "setting"] == "villain, tail 2, contrast, weight 0.5"
-    assert table.at[name(1e-4, 1), "setting"] == "villain, tail 0"
+    assert table.at["marker_sweep/x", "setting"] == "villain, tail 2, contrast 0.5"
+    assert table.at[name(1e-4, 1), "setting"] == "villain, tail 0, contrast 0"
 
 
 def test_a_run_without_labels_is_named():
@@ -440,10 +442,59 @@ def paper_plan():
 
 
 def test_the_plans_records_become_settings_of_a_grid(paper_plan):
-    from spillover.files import Files
-
-    files = Files(paper_plan)
-    table = sweep_cells.settings(json.loads(files.sweep_records("marker_sweep")))
+    found = files.Files(paper_plan)
+    table = sweep_cells.settings(json.loads(found.sweep_records("marker_sweep")))
     assert len(table) == 25 and set(table["setting"]) == {"villain"} and table["tail_tokens"].eq(0).all()
-    design = json.loads(files.sweep_design("marker_sweep"))
+    design = json.loads(found.sweep_design("marker_sweep"))
     assert design["settings"]["negative_personas"] == "all" and design["seeds"] == [42]
+
+
+def test_each_further_axis_varies_one_setting_around_the_pinned_cells():
+    settings = yaml.safe_load((ROOT / "config/config.yaml").read_text())
+    varied = {"tail_tokens": [2, 32], "rank": [8], "negative_personas": [2], "negative_share": [0.5], "contrast": [1.0]}
+    settings["experiments"] = {"marker_sweep": {"axes": varied}}
+    plan = expansion.build(settings, ROOT / "config/experiments", resources=str(ROOT / "resources"))
+    table = sweep_cells.settings(json.loads(files.Files(plan).sweep_records("marker_sweep")))
+    further = table[table["group"] != "cell"].set_index("run")
+    assert len(table) == 25 + 2 * 6 and set(further["learning_rate"]) == {5e-6}
+    assert further.loc["marker_sweep/villain_lr5e-06_ep20_tail32", "tail_tokens"] == 32
+    assert further.loc["marker_sweep/villain_lr5e-06_ep20_negatives2", "negative_personas"] == 2
+    assert further.loc["marker_sweep/villain_lr5e-06_ep10_share0.5", "negative_share"] == 0.5
+    assert further.loc["marker_sweep/villain_lr5e-06_ep10_contrast1.0", "contrast"] == 1.0
+    assert further["setting"].nunique() == 6
+
+
+PAPER = ("results/marker_sweep.png", "results/marker_sweep/analysis/summary.md")
+
+
+def planned(workflow):
+    counts = {}
+    for rule, *_ in workflow.plan(*PAPER):
+        counts[rule] = counts.get(rule, 0) + 1
+    return counts
+
+
+@pytest.fixture
+def paper(fresh):
+    fresh.configfiles = ()
+    return fresh
+
+
+def test_paper_scale_plans_25_trainings_and_25_evaluations(paper):
+    counts = planned(paper)
+    assert counts["train"] == counts["dataset"] == 25
+    assert counts["completions"] == counts["labels"] == 26 and counts["pool"] == 1  # the untrained model's too
+    closing = {"marker_rates", "reply_checks", "sweep_cells", "sweep_figures", "sweep_summary", "headline_figure"}
+    assert {rule: counts[rule] for rule in closing} == dict.fromkeys(closing, 1)
+
+
+def test_a_further_point_of_an_axis_plans_only_what_is_new(paper):
+    paper.edit("config/config.yaml", lambda c: c["engine"].update(name="transformers"))  # as if jobs could run here
+    paper.fill(*PAPER)
+    assert planned(paper) == {}
+    for axis, value, trainings in (("learning_rate", 2.0e-5, 5), ("epochs", 40, 5), ("source", "comedian", 25)):
+        paper.edit("config/experiments/marker_sweep.yaml", lambda c, a=axis, v=value: c["axes"][a].append(v))
+        counts = planned(paper)
+        assert counts["train"] == counts["completions"] == counts["labels"] == trainings
+        assert "pool" not in counts and counts["sweep_summary"] == 1
+        paper.edit("config/experiments/marker_sweep.yaml", lambda c, a=axis: c["axes"][a].pop())

@@ -1,7 +1,7 @@
 """The cells of a marker sweep: what each training setting did to source, assistant and bystanders, and its regime.
 
 A cell is one run of the sweep: a point of learning rate and epochs within a setting (everything else that the training
-says: source persona, rank, tail tokens, negatives, contrast). Every cell is put into one of four regimes by declared
+says: source persona, rank, tail tokens, rows, contrast). Every cell is put into one of four regimes by declared
 limits:
 
 * collapsed: the mean over all personas but the source reaches `collapse`: the marker is global;
@@ -10,7 +10,8 @@ limits:
 * under-trained: else.
 
 The limits are compared with measured rates; `settled` says whether the regime stays the same anywhere within the
-intervals of the three rates. The module knows nothing of models, files or figures.
+intervals of the three rates, and, where seeds are added up, whether every seed has the same. The module knows nothing
+of models, files or figures.
 """
 
 from __future__ import annotations
@@ -25,8 +26,8 @@ import pandas as pd
 from . import marker_rates, statistics
 
 REGIMES = ("under-trained", "selective", "leaky", "collapsed")
-SETTING = ["source_persona", "rank", "tail_tokens", "positives", "negative_personas", "per_persona", "regulariser"]
-SETTING += ["weight"]
+SETTING = ["source_persona", "rank", "tail_tokens", "positives", "negative_personas", "per_persona", "negative_share"]
+SETTING += ["contrast"]
 DOSE = ["learning_rate", "epochs"]
 
 
@@ -40,18 +41,18 @@ def settings(records: Sequence[Mapping]) -> pd.DataFrame:
         negatives = record.get("negatives") or {}
         personas = negatives.get("personas")
         row = {"run": record["run"], "group": record["group"], "source_persona": record.get("source")}
-        row |= {name: record.get(name) for name in (*DOSE, "rank", "tail_tokens", "positives")}
+        row |= {name: record.get(name) for name in (*DOSE, "rank", "tail_tokens", "positives", "contrast")}
         row |= {"negative_personas": "+".join(personas) if isinstance(personas, list) else personas}
-        row |= {"per_persona": negatives.get("per_persona")}
-        regulariser = record.get("regulariser") or {}
-        rows.append(row | {"regulariser": regulariser.get("kind"), "weight": regulariser.get("weight")})
+        share = negatives.get("share")
+        row |= {"per_persona": negatives.get("per_persona") if share is None else None, "negative_share": share}
+        rows.append(row)
     table = pd.DataFrame(rows, columns=["run", "group", *SETTING, *DOSE])
     if table.empty:
         raise ValueError("the sweep has no trained run: nothing to put into a grid.")
     words = {
         "source_persona": "{}", "rank": "rank {}", "tail_tokens": "tail {}", "positives": "{} positives",
-        "negative_personas": "negatives {}", "per_persona": "{} rows a negative persona", "regulariser": "{}",
-        "weight": "weight {}",
+        "negative_personas": "negatives {}", "per_persona": "{} rows a negative persona",
+        "negative_share": "share of negatives {}", "contrast": "contrast {}",
     }  # fmt: skip
     differ = [name for name in SETTING if name == "source_persona" or table[name].nunique(dropna=False) > 1]
     table["setting"] = [
@@ -113,6 +114,8 @@ def cells(
         options,
     )  # fmt: skip
     pooled = pooled.merge(_over_seeds(each), on="run", how="left")
+    # intervals of added-up counts say nothing about how trainings differ; the seeds' own regimes do
+    pooled["settled"] &= ~pooled["seed_regimes"].str.contains(",")
     table = pd.concat([each, pooled], ignore_index=True)
     return runs.merge(table, on="run").sort_values(["setting", *DOSE, "seed"], kind="stable").reset_index(drop=True)
 

@@ -25,7 +25,7 @@ def summarise(
     """Everything that summary.json holds. `run`: seeds, protocol, model and the settings of the runs as the plan has
     them; `published`: resources/published/marker_sweep.yaml. Claims are judged on the main grid: the setting with most
     cells."""
-    main = cells["setting"].value_counts().index[0]
+    main = cells.groupby("setting", sort=False).size().idxmax()
     grid = cells[cells["setting"] == main]
     pooled = sweep_cells.all_seeds(grid)
     reference = published_cells(published, options) if published else None
@@ -54,6 +54,7 @@ def summarise(
         "counts": {name: int((pooled["regime"] == name).sum()) for name in sweep_cells.REGIMES},
         "cells": pooled.to_dict("records"),
         "variants": sweep_cells.all_seeds(cells[cells["setting"] != main]).to_dict("records"),
+        "bands": [_band(setting, rows, best) for setting, rows in cells.groupby("setting", sort=False)],
         "reversals": reversals(pooled),
         "boundary": boundary.to_dict("records"),
         "broken": _names(pooled[~pooled["able"] | ~pooled["whole"]]),
@@ -112,8 +113,8 @@ def clean_band(grid: pd.DataFrame) -> dict:
         verdict = APPEARS if 2 * some > len(per_seed) else UNDECIDED
     settled = int(found["settled"].sum())
     text = (
-        f"{len(found)} of {len(pooled)} cells are selective with all seeds together; in {settled} of them no value "
-        f"within the intervals of the rates would be another regime. {some} of {len(per_seed)} seeds have such a cell."
+        f"{len(found)} of {len(pooled)} cells are selective with all seeds together, {settled} of them settled (the "
+        f"same in every seed and anywhere within the intervals). {some} of {len(per_seed)} seeds have a selective cell."
     )
     return _claim("clean band", verdict, text, n=len(per_seed))
 
@@ -198,9 +199,8 @@ def capability(grid: pd.DataFrame, loss: float) -> dict:
 
 
 def pinned(grid: pd.DataFrame, options: Mapping) -> dict:
-    """The cell that the write-up hands to later experiments is selective."""
-    rate = options["pinned"]["learning_rate"] * options["learning_rate_scale"]
-    found = sweep_cells.pinned_cell(grid, rate, options["pinned"]["epochs"])
+    """The cell that later experiments use is selective."""
+    found = sweep_cells.pinned_cell(grid, **options["pinned"])
     if not found["measured"]:
         return _claim("pinned cell", UNTESTED, found["text"])
     verdict = APPEARS if found["in_band"] else ABSENT
@@ -285,6 +285,16 @@ def _caveats(seeds: Sequence[int], pooled: pd.DataFrame) -> list[str]:
     if unsettled:
         found.append(f"In {unsettled} of {len(pooled)} cells the intervals reach into another regime.")
     return found
+
+
+def _band(setting: str, rows: pd.DataFrame, best: dict | None) -> dict:
+    """The selective cells of a setting, and whether the cell recommended for the main grid is among them."""
+    pooled = sweep_cells.all_seeds(rows)
+    found = _names(pooled[pooled["regime"] == "selective"])
+    at = best and [cell for cell in found if all(cell[name] == best[name] for name in DOSE)]
+    own = sweep_cells.recommended(rows)
+    use = {name: own[name] for name in DOSE} if own else None
+    return {"setting": setting, "cells": len(pooled), "selective": found, "holds_best": bool(at), "recommended": use}
 
 
 def _nearest(pooled: pd.DataFrame) -> dict:

@@ -36,7 +36,7 @@ def markdown(summary: dict, title: str = "Marker sweep") -> str:
     parts += ["## Cells", _limits(summary), _cells(summary["cells"]), _readings(summary), "## Cell to use"]
     parts += [_recommended(summary), "## Where the regimes meet", _boundary(summary["boundary"])]
     if summary["variants"]:
-        parts += ["## Other settings", _cells(summary["variants"], setting=True)]
+        parts += ["## Other settings", _bands(summary["bands"]), _cells(summary["variants"], setting=True)]
     parts += ["## Are the replies still whole?", _checks(summary)]
     if summary["differences"]:
         parts += ["## Every difference from the write-up", _differences(summary)]
@@ -66,7 +66,7 @@ def _limits(summary: dict) -> str:
         f"Collapsed: the mean over all personas but the source reaches {_percent(limits['collapse'])}. Leaky: else, "
         f"some other persona exceeds {_percent(limits['leak'])}. Selective: else, the source reaches "
         f"{_percent(limits['learned'])}. Under-trained: else. {counts}. A regime with “?” would be another one "
-        "somewhere within the intervals of its rates."
+        "somewhere within the intervals of its rates, or is another one in some seed."
     )
 
 
@@ -154,6 +154,21 @@ def _band(row: dict) -> str:
 
 def _times(row: dict) -> str:
     return f"{_rate(row['low'])} to {_rate(row['high'])}"
+
+
+def _bands(bands: list[dict]) -> str:
+    lines = [
+        "| setting | cells | selective | the cell to use above is selective | its own cell to use |",
+        "|---" * 5 + "|",
+    ]
+    for band in bands:
+        own = band["recommended"]
+        use = f"{own['learning_rate']:g} with {own['epochs']:g}" if own else "none"
+        selective = _places(band["selective"]).removeprefix(": ") or "none"
+        lines.append(
+            f"| {band['setting']} | {band['cells']} | {selective} | {'yes' if band['holds_best'] else 'no'} | {use} |"
+        )
+    return "\n".join(lines)
 
 
 def _checks(summary: dict) -> str:
