@@ -13,7 +13,9 @@ from conftest import ROOT
 from spillover import adapter_overlap, coupling, coupling_claims, coupling_figures, coupling_report, persona_shift
 from spillover.adapters import Adapter
 from spillover.config import read_yaml
+from spillover.files import Files
 from spillover.statistics import newcombe, wilson
+from test_plan import experiments  # noqa: F401
 
 EMPTY_OVERLAP = pd.DataFrame(
     columns=["first", "second", "seed", "space", "overlap", "expected", "above_chance", "modules"]
@@ -164,6 +166,43 @@ def test_the_figures_are_drawn(table, tmp_path):
     coupling_figures.overlaps(overlaps, tmp_path / "b.png", tmp_path / "b.pdf")
     coupling_figures.vectors(shifts, persona_shift.QUANTITIES, tmp_path / "c.png", tmp_path / "c.pdf")
     assert all((tmp_path / f"{name}.png").stat().st_size > 10_000 for name in "abc")
+
+
+# The plan
+
+
+def trained(plan):
+    """Runs that any coupling run's lineage trains within the experiment."""
+    chains = [run for i in plan.of("coupling") for run in plan.lineage(i.id)]
+    return [run.id for run in {run.id: run for run in chains}.values() if run.train]
+
+
+def test_every_shared_stage_is_trained_once(experiments):  # noqa: F811
+    plan = experiments.build()
+    axes = {key: len(values) for key, values in plan.experiments["coupling"]["axes"].items()}
+    first, studied, epochs = axes["first"], axes["studied"], axes["epochs"]
+    stages = first + 2 * studied  # LoRA; all weights and attention alone
+    main = (1 + first) * epochs
+    questions = studied * (1 + axes["layer_group"] + 2)  # other replies, blocks, disjoint modules and all weights
+    habits = (1 + studied) * (axes["behaviour"] + 1)
+    assert len(trained(plan)) == stages + main + questions + habits == 39
+
+
+def test_another_first_fine_tune_adds_its_own_runs_and_changes_no_other(experiments):  # noqa: F811
+    before = experiments.build()
+    experiments.edit("coupling", lambda c: [c["axes"][key].append("tulu") for key in ("first", "studied")])
+    after = experiments.build()
+    added = set(trained(after)) - set(trained(before))
+    assert len(added) == 1 + 2 + 2 + (1 + 6 + 2) + 3 and all("/tulu" in run for run in added)
+    assert all(after.train_spec(run) == before.train_spec(run) for run in trained(before))
+
+
+def test_the_adapters_of_a_lineage_are_compared_in_pairs(experiments):  # noqa: F811
+    pairs = json.loads(Files(experiments.build()).adapter_pairs("coupling"))
+    found = {pair["second"]: pair for pair in pairs}
+    assert found["coupling/em_ep20"]["folders"] == [f"results/coupling/{n}/seed42/adapter" for n in ("em", "em_ep20")]
+    assert found["coupling/em_prebaked"]["folders"][1] == "results/marker_sweep/villain_lr5e-06_ep20/seed42/adapter"
+    assert "coupling/em_early" not in found and "coupling/em_full_coupled" not in found
 
 
 # Subspaces
