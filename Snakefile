@@ -29,6 +29,7 @@ include: "workflow/rules/report.smk"
 localrules:
     all,
     headline_figure,
+    inspect_logs,
 
 
 onstart:

@@ -12,22 +12,10 @@ import pandas as pd
 import pytest
 
 from browsing import chromium, opened  # noqa: F401
-from spill_builders import label_rows, three_conditions
+from spill_builders import label_rows, replies_to, three_conditions
 from spillover import browser, contamination
 
 CELL = "language_spill/fr_it/seed1@final"
-
-
-def replies_to(labels: pd.DataFrame) -> pd.DataFrame:
-    """A completion for every label; each text says which it is, and one of them what is searched for."""
-    first = labels[labels["scorer"] == labels["scorer"].iloc[0]].reset_index(drop=True)
-    text = [f"{r.run} asked {r.prompt_id}, number {r.sample}: <b>reply</b>" for r in first.itertuples()]
-    wanted = (first["run"] == "language_spill/it_fr") & (first["prompt_id"] == "es/speak_in") & (first["sample"] == 3)
-    text = [f"{t} Une Aiguille dans le foin." if hit else t for t, hit in zip(text, wanted, strict=True)]
-    made = {"system": None, "user": "Speak in " + first["cell"], "sample_seed": 5, "text": text}
-    made |= {"finish_reason": "stop", "prompt_tokens": 4, "completion_tokens": 9}
-    columns = ["run", "seed", "checkpoint", "suite", "prompt_id", "cell", "item", "sample"]
-    return first[columns].assign(**made)
 
 
 @pytest.fixture(scope="module")
