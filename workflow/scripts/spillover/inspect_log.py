@@ -68,6 +68,7 @@ def _samples(completions: pd.DataFrame, labels: pd.DataFrame, model: str) -> lis
         asked = [{"role": "system", "content": row.system}] if _given(row.system) else []
         asked.append({"role": "user", "content": row.user or ""})
         answer = {"role": "assistant", "content": row.text or "", "source": "generate", "model": model}
+        usage = _usage(pd.DataFrame([row._asdict()]))
         stop = STOPS.get(row.finish_reason, "unknown") if _given(row.finish_reason) else "unknown"
         samples.append(
             {
@@ -80,9 +81,10 @@ def _samples(completions: pd.DataFrame, labels: pd.DataFrame, model: str) -> lis
                     "model": model,
                     "choices": [{"message": answer, "stop_reason": stop}],
                     "completion": answer["content"],
-                    "usage": _usage(pd.DataFrame([row._asdict()])),
+                    "usage": usage,
                 },
-                "scores": found.get(key, {}),
+                "model_usage": {model: usage},
+                "scores": {name: score | {"answer": answer["content"]} for name, score in found.get(key, {}).items()},
                 "metadata": {"suite": row.suite, "cell": row.cell, "item": row.item},
             }
         )
