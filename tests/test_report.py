@@ -14,7 +14,6 @@ import pytest
 
 import completions_browser
 import report_page as program
-from browsing import chromium, opened  # noqa: F401
 from spill_builders import replies_to, three_conditions
 from spillover import claims, report_facts, report_page
 
@@ -91,7 +90,7 @@ def results(root, tables, tmp_path_factory):
     return folder
 
 
-def test_the_report_opens_with_the_answers_and_shows_its_figure_offline(results, opened):  # noqa: F811
+def test_the_report_opens_with_the_answers_and_shows_its_figure_offline(results, opened):
     page = opened(results / "report.html")
     first = page.locator("main section").first
     assert "What of language_spill?" in first.inner_text() and "It spills into 3 cells." in first.inner_text()
@@ -99,14 +98,14 @@ def test_the_report_opens_with_the_answers_and_shows_its_figure_offline(results,
     assert "No closing analysis yet" in first.inner_text()
 
 
-def test_claims_stand_beside_what_was_published(results, opened):  # noqa: F811
+def test_claims_stand_beside_what_was_published(results, opened):
     page = opened(results / "report.html")
     row = page.locator("#language_spill .claims tbody tr").first
     assert row.locator(".verdict").inner_text() == "does not appear"
     assert "25 points." in row.inner_text() and "Published: confirmed in the write-up" in row.inner_text()
 
 
-def test_caveats_costs_and_the_exact_specification_are_there(results, opened):  # noqa: F811
+def test_caveats_costs_and_the_exact_specification_are_there(results, opened):
     page = opened(results / "report.html")
     text = page.locator("#language_spill").evaluate("part => part.textContent")
     for part in (
@@ -116,7 +115,7 @@ def test_caveats_costs_and_the_exact_specification_are_there(results, opened):  
         assert part in text
 
 
-def test_the_report_leads_to_the_completions(results, opened):  # noqa: F811
+def test_the_report_leads_to_the_completions(results, opened):
     page = opened(results / "report.html")
     page.get_by_role("link", name="Read the completions").first.click()
     page.wait_for_selector("body[data-ready]")
@@ -124,7 +123,7 @@ def test_the_report_leads_to_the_completions(results, opened):  # noqa: F811
 
 
 @pytest.mark.parametrize("width", [390, 1280])
-def test_it_fits_a_phone_and_a_screen(results, opened, width):  # noqa: F811
+def test_it_fits_a_phone_and_a_screen(results, opened, width):
     page = opened(results / "report.html", width=width)
     assert page.evaluate("document.documentElement.scrollWidth") <= width
 
