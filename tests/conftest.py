@@ -14,6 +14,8 @@ from snakemake.api import SnakemakeApi
 from snakemake.logging import logger
 from snakemake.settings.types import ConfigSettings, DAGSettings, OutputSettings, ResourceSettings
 
+from browsing import chromium, opened  # noqa: F401
+
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = ("config/small.yaml",)
 SMALL_FIGURE = "results/small/spill_matrix.png"
