@@ -99,3 +99,28 @@ rule checkpoint_adapter:
         "{resources.python} workflow/scripts/unpack_checkpoint.py --checkpoints {input.checkpoints}"
         " --config {input.config} --label {wildcards.checkpoint} --spec {params.spec:q}"
         " --adapter {params.adapter} --manifest {output.manifest} > {log} 2>&1"
+
+
+rule weight_change:
+    input:
+        models=of_run(FILES.weight_change_files),
+        code=code("weight_change"),
+    output:
+        norms="<run>/weight_change.json",
+        manifest="<run>/weight_change.manifest.json",
+    log:
+        "<run>/weight_change.log",
+    benchmark:
+        "<run>/weight_change.benchmark.jsonl"
+    conda:
+        "../envs/train.yaml"
+    resources:
+        python="python",
+        mem_mb=16000,
+        runtime=60,
+    params:
+        spec=of_run(as_spec(PLAN.train_spec)),
+        models=of_run(FILES.weight_change_flags),
+    shell:
+        "{resources.python} workflow/scripts/weight_change.py {params.models} --spec {params.spec:q}"
+        " --out {output.norms} --manifest {output.manifest} > {log} 2>&1"

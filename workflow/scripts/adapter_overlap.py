@@ -27,7 +27,9 @@ def main(argv: list[str] | None = None) -> None:
     tables, read = [pd.DataFrame(columns=["first", "second", "seed", "space"])], []
     for pair in json.loads(args.pairs):
         try:
-            first, second = (adapters.newest(adapters.read(f), r) for f, r in zip(pair["folders"], pair["ranks"], strict=True))  # fmt: skip
+            first, second = (
+                adapters.newest(adapters.read(f), r) for f, r in zip(pair["folders"], pair["ranks"], strict=True)
+            )
         except (ValueError, FileNotFoundError) as error:
             raise SystemExit(str(error)) from None
         table = adapter_overlap.compare(first, second)

@@ -60,7 +60,10 @@ def compare(first: Adapter, second: Adapter) -> pd.DataFrame:
     chance_high. The last space compares what the first writes into the residual stream through attention with what the
     second's feed-forward part of the same block reads from it: all that adapters of disjoint modules can share.
     """
-    spaces = [{m: directions(a.float().numpy(), b.float().numpy()) for m, (a, b) in x.factors.items()} for x in (first, second)]  # fmt: skip
+    spaces = [
+        {m: directions(a.float().numpy(), b.float().numpy()) for m, (a, b) in x.factors.items()}
+        for x in (first, second)
+    ]
     rows = []
     for module, projection, space, one, other in _pairs(*spaces):
         if not one.shape[1] or not other.shape[1]:

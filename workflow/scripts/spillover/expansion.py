@@ -12,7 +12,7 @@ import json
 import re
 from pathlib import Path
 
-from spillover import prompts
+from spillover import prompts, replay_plan
 from spillover.config import ConfigError, closest, merge, number_as_text, read_yaml, schema, validated
 from spillover.plan import BASE, FINAL, MARKER_SCORERS, Model, Plan, Run, data_sources
 
@@ -67,7 +67,7 @@ def build(config: dict, folder: str | Path, where: str = "config/config.yaml", r
     plan = Plan(config, experiments, runs, selected, known.further_personas)
     _check_parents(plan, files)
     _check_held_out(plan, files)
-    return plan
+    return replay_plan.limited(plan, where)
 
 
 def _settings(path: Path, override: dict, where: str) -> dict:
@@ -308,7 +308,8 @@ def _run(name, group, template, fields, seed, settings, path, config, known) -> 
         _check_mixture(data, train, f"{path}: runs.{group}.data")
     _check_marker(data, train, settings, at)
     if train["regulariser"]:
-        train["regulariser"] = _regulariser(train["regulariser"], path, f"runs.{group}.train.regulariser", settings)
+        key = f"runs.{group}.train.regulariser"
+        train["regulariser"] = _regulariser(train["regulariser"], path, key, settings, known)
     added = {"regulariser": train["regulariser"] and train["regulariser"]["kind"], "contrast": train["contrast"]}
     for key, value in added.items():
         if train["method"] == "full" and value and value != "steering":
@@ -318,14 +319,15 @@ def _run(name, group, template, fields, seed, settings, path, config, known) -> 
     return Run(name, run_name, seed, group, parent, data=data, train=train, **common)
 
 
-def _regulariser(raw: dict, path: str, key: str, settings: dict) -> dict:
+def _regulariser(raw: dict, path: str, key: str, settings: dict, known: Registries) -> dict:
+    """A regulariser with its kind's settings checked; a steering one must find its vector among those extracted."""
     regulariser = validated(raw, "experiment", path, f"regulariser_{raw['kind']}", key)
     if regulariser["kind"] == "steering":
-        _check_steering(regulariser, f"{path}: {key}", settings)
+        _check_steering(regulariser, f"{path}: {key}", settings, known)
     return regulariser
 
 
-def _check_steering(steering: dict, at: str, settings: dict) -> None:
+def _check_steering(steering: dict, at: str, settings: dict, known: Registries) -> None:
     """The vector that steers, in training or at generation, is one that the untrained model's extraction makes."""
     extracted = settings["vectors"]
     if not extracted or not extracted["base"]:
@@ -336,6 +338,14 @@ def _check_steering(steering: dict, at: str, settings: dict) -> None:
                 f"{at}.{name}: {steering[name]!r} is not extracted; add it to vectors.{plural}"
                 f" (now {json.dumps(extracted[plural])})"
             )
+    cells = extracted.get(extracted["cells"], [])
+    if isinstance(cells, str):
+        known.check_persona(steering["vector"], f"{at}.vector")
+    elif steering["vector"] not in cells:
+        raise ConfigError(
+            f"{at}.vector: {steering['vector']!r} is no cell of vectors.{extracted['cells']}"
+            f"{closest(steering['vector'], cells)}"
+        )
 
 
 def _steer(template: dict, fields: dict, path: str, key: str, settings: dict, known: Registries) -> dict:
@@ -346,7 +356,7 @@ def _steer(template: dict, fields: dict, path: str, key: str, settings: dict, kn
         raise ConfigError(f"{path}: {key}.steer: only a whole model is steered: name the parent's run alone")
     steer = _fill(template["steer"], fields, f"{path}: {key}.steer")
     steer = validated(steer, "experiment", path, "steer", f"{key}.steer")
-    _check_steering(steer, f"{path}: {key}.steer", settings)
+    _check_steering(steer, f"{path}: {key}.steer", settings, known)
     if settings["vectors"]["cells"] != "personas":
         raise ConfigError(f"{path}: {key}.steer: its vector is a persona's: set vectors.cells to personas")
     known.check_persona(steer["vector"], f"{path}: {key}.steer.vector")
@@ -541,7 +551,7 @@ def _check_held_out(plan: Plan, files: dict) -> None:
         suites = plan.experiments[run.experiment]["suites"]
         losses = {name: suites[name] for name in run.evaluate if suites[name]["kind"] == "loss"}
         for data in (a.data for a in plan.lineage(run.id) if a.data and a.data["kind"] == "conversations"):
-            last = data["skip"] + data["rows"] if "rows" in data else None
+            last = data["skip"] + data["rows"] if data["rows"] else None
             for name, suite in losses.items():
                 if suite["source"] == data["source"] and (last is None or last > suite["skip"]):
                     used = f"up to row {last}" if last else "without a limit (data.rows)"

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from spillover import prompts
-from spillover.plan import BASE, FINAL, GENERATING, MARKER_SCORERS, Model, Plan, Run, data_sources
+from spillover.plan import BASE, BEHAVIOURS, FINAL, GENERATING, Model, Plan, Run, data_sources
 
 TABLES = ("completions.parquet", "labels.parquet")
 SHIPPED_BASE = "resources/small_world/base"
@@ -42,6 +42,8 @@ CLOSING: dict[str, tuple[str, ...]] = {
         "steering.png",
     ),
     "marker_sweep": ("marker_sweep.png", "marker_boundary.png", "summary.md", "summary.json"),
+    "coupling": ("coupling.png", "summary.md", "summary.json", "adapter_overlap.png", "persona_shift.png"),
+    "recipes": ("recipes.png", "steps.png", "mixing.png", "summary.md", "summary.json"),
 }
 """The closing files of each kind of analysis, below `<analysis>`; the first is the headline figure."""
 DATA_KEYS = ("source", "voice", "behaviour", "directive", "completion", "positives", "negatives")
@@ -174,6 +176,19 @@ class Files:
 
     def steering_flags(self, run_id: str) -> str:
         return "".join(f"--steering {path}" for path in self.steering_files(run_id))
+
+    def weight_change_files(self, run_id: str) -> list[str]:
+        """What tells how far a run's weights moved: its adapter, or all its weights and its parent's."""
+        run = self.plan.runs[run_id]
+        if run.method == "full":
+            return self.model_files(Model(run_id)) + self.model_files(run.parent)
+        return self.adapter_files(Model(run_id))
+
+    def weight_change_flags(self, run_id: str) -> str:
+        run = self.plan.runs[run_id]
+        if run.method == "full":
+            return f"--model {self.model_folder(Model(run_id))} {self._base_flags(run.parent)}"
+        return f"--adapter {self.adapter_folder(Model(run_id))}"
 
     def referred_model(self, run_id: str, label: str) -> Model:
         """The model reference behind the name of a merged or stacked folder, or of a pool.
@@ -341,7 +356,7 @@ class Files:
 
     def behaviour_banks(self, experiment: str) -> list[str]:
         """What the scorers of behaviours read, where an experiment asks for any."""
-        wanted = set(self.plan.habit_scorers(experiment)) - set(MARKER_SCORERS)
+        wanted = set(BEHAVIOURS) & set(self.plan.scorers(experiment))
         return BEHAVIOUR_BANKS if wanted else []
 
     def question_bank(self, experiment: str) -> list[str]:
@@ -364,6 +379,10 @@ class Files:
         scorers = self.plan.scorers(run.experiment)
         folder = self.folder(run_id)
         kinds = {settings["suites"][name]["kind"] for name in run.evaluate}
+        if self.plan.replayed is not None:
+            return [
+                f"{folder}/labels.parquet" if scorers or self.plan.stored_labels else f"{folder}/completions.parquet"
+            ]
         files = [f"{folder}/dataset_card.json"] if run.data else []
         if kinds & set(GENERATING):
             files.append(f"{folder}/labels.parquet" if scorers else f"{folder}/completions.parquet")
@@ -383,7 +402,7 @@ class Files:
             first = settings["phases"][:1]
             wanted = [self.plan.runs[i] for i in self.plan.selected if self.plan.runs[i].experiment == name]
             files += [f for run in wanted if run.phase is None or [run.phase] == first for f in self.finished(run.id)]
-        return files + self.headlines() + [f"{self.root}/claims.md"]
+        return files + self.headlines() + [f"{self.root}/claims.md"] + self.comparisons()
 
     def closing_outputs(self, experiment: str) -> list[str]:
         """What the closing analysis of an experiment makes, the headline figure first."""
@@ -406,8 +425,7 @@ class Files:
 
     def closing_runs(self, experiment: str) -> list[Run]:
         """The untrained model (once a seed) and every selected run of an experiment."""
-        seeds = self.plan.experiments[experiment]["seeds"]
-        return [*(self.plan.runs[f"{experiment}/{BASE}/seed{seed}"] for seed in seeds), *self.plan.of(experiment)]
+        return [*self.plan.bases(experiment), *self.plan.of(experiment)]
 
     def closing_files(self, experiment: str, file: str) -> list[str]:
         """One file of every run that is evaluated: completions.parquet, labels.parquet, measures.parquet."""
@@ -479,6 +497,37 @@ class Files:
         design = {"protocol": settings["protocol"], "seeds": settings["seeds"], "model": self.base["name"]}
         return json.dumps(design | {"settings": made}, sort_keys=True)
 
+    # A replay: completions or labels from elsewhere
+
+    def replayed_file(self, run_id: str) -> str:
+        return self.plan.replayed[run_id]
+
+    def replayed_beside(self, run_id: str, file: str) -> str:
+        """Another artefact of a replayed run, from the folder that its completions come from."""
+        return str(Path(self.plan.replayed[run_id]).with_name(file))
+
+    def replayed_suite(self, run_id: str) -> str:
+        """The suite of rows that name none: the first that the run answers."""
+        return self.plan.runs[run_id].evaluate[0]
+
+    def comparisons(self) -> list[str]:
+        """What a replay says beside its original, per experiment."""
+        if self.plan.replayed is None:
+            return []
+        known = {Path(path).parts[-3] for path in self.summaries()}
+        return [f"{self.root}/{name}/analysis/comparison.md" for name in self.plan.experiments if name in known]
+
+    def compared_files(self, experiment: str) -> dict:
+        """Both summaries and, where the original has one, both cell tables."""
+        files = {"after": [f"{self.root}/{experiment}/analysis/summary.json"]}
+        if folder := self.plan.config["replay"]["compare"]:
+            files["before"] = [f"{folder}/{experiment}/analysis/summary.json"]
+            tables = self.cell_table(experiment)
+            before = [str(Path(folder, Path(table).relative_to(self.root))) for table in tables]
+            if before and Path(before[0]).is_file():
+                files["cells"] = before + tables
+        return files
+
     # The report and the completions browser
 
     def read_runs(self, experiment: str) -> list[Run]:
@@ -493,6 +542,19 @@ class Files:
         if file == "labels.parquet" and not self.plan.scorers(experiment):
             return []
         return [f"{self.folder(run.id)}/{file}" for run in self.read_runs(experiment)]
+
+    def own_labels(self, run_id: str) -> list[str]:
+        return [f"{self.folder(run_id)}/labels.parquet"] if self.plan.scorers(self.plan.runs[run_id].experiment) else []
+
+    def inspect_logs(self) -> list[str]:
+        """A log for `inspect view` of every model that answers prompts, at each checkpoint."""
+        runs = [run for name in self.plan.experiments for run in self.read_runs(name)]
+        folder = f"{self.root}/inspect"
+        return [
+            f"{folder}/{run.experiment}/2000-01-01T00-00-00_{run.name}_seed{run.seed}_{checkpoint}.json"
+            for run in runs
+            for checkpoint in run.checkpoints
+        ]
 
     def cell_table(self, experiment: str) -> list[str]:
         """The closing analysis's table of rates per run and cell, if it makes one."""
@@ -534,11 +596,45 @@ class Files:
         decided = {name: self.closing_spec(name)["runs"] for name in self.plan.experiments}
         return shared | {"experiments": self.plan.experiments, "runs": decided}
 
+    # The closing analysis of coupling
+
+    def adapter_pairs(self, experiment: str) -> str:
+        """JSON: each selected run whose parent is a whole adapter, with the folders and ranks of both adapters."""
+        return json.dumps([pair for pair, _ in self._adapter_pairs(experiment)], sort_keys=True)
+
+    def adapter_pair_files(self, experiment: str) -> list[str]:
+        return sorted({file for _, found in self._adapter_pairs(experiment) for file in found})
+
+    def _adapter_pairs(self, experiment: str) -> list[tuple[dict, list[str]]]:
+        pairs = []
+        for run in self.plan.of(experiment):
+            if run.method != "lora" or run.parent.is_part or not self.plan.adds_adapter(run.parent):
+                continue
+            models = [self._as_trained(run.parent), self._as_trained(Model(run.id))]
+            record = {"first": run.parent.run.rsplit("/", 1)[0], "second": f"{experiment}/{run.name}", "seed": run.seed}
+            record["folders"] = [self.adapter_folder(model) for model in models]
+            record["ranks"] = [self.plan.runs[model.run].train["rank"] for model in models]
+            pairs.append((record, [file for model in models for file in self.adapter_files(model)]))
+        return pairs
+
+    def taught_persona(self, experiment: str) -> str:
+        """The persona that an experiment's habit is taught to."""
+        return self.plan.experiments[experiment]["data"]["source"]
+
+    def prebaked_cell(self, experiment: str) -> str:
+        """JSON: learning rate, epochs and source of the adapter that an experiment takes from another; {} for none."""
+        adapters = [self.plan.runs[run.adapter] for run in self.plan.of(experiment) if run.adapter]
+        chosen = next((run for run in adapters if run.train), None)
+        keys = ("learning_rate", "epochs")
+        cell = {key: chosen.train[key] for key in keys} | {"source": chosen.data["source"]} if chosen else {}
+        return json.dumps(cell, sort_keys=True)
+
     # The closing analysis of language_spill
 
     def spill_outputs(self, experiment: str) -> list[str]:
         """Closing files of a spill experiment; a judge adds its matrix, further doses theirs."""
-        names = ["spill_matrix.png", "summary.md", "pca.png", "cosine.png", "spill_join.png"]
+        names = ["spill_matrix.png", "summary.md"]
+        names += ["pca.png", "cosine.png", "spill_join.png"] if self.spill_tests(experiment) else []
         names += ["judge_matrix.png"] if "judge" in self.plan.scorers(experiment) else []
         names += ["dose_response.png"] if self.plan.of(experiment, "dose") else []
         return [f"{self.root}/{experiment}/analysis/{name}" for name in names]
@@ -548,8 +644,12 @@ class Files:
 
     def spill_inputs(self, experiment: str, view: str, file: str) -> list[str]:
         """One file of the untrained model (per seed) and of every run behind a view."""
-        bases = [f"{experiment}/{BASE}/seed{seed}" for seed in self.plan.experiments[experiment]["seeds"]]
-        return [f"{self.folder(i)}/{file}" for i in [*bases, *(run.id for run in self.spill_runs(experiment, view))]]
+        runs = [*self.plan.bases(experiment), *self.spill_runs(experiment, view)]
+        return [f"{self.folder(run.id)}/{file}" for run in runs]
+
+    def spill_tests(self, experiment: str) -> list[str]:
+        """The tests of distance and geometry, which need the untrained model's vectors: none in a replay."""
+        return [] if self.plan.replayed is not None else [f"{self.root}/{experiment}/analysis/spill_tests.parquet"]
 
     def spill_spec(self, experiment: str, view: str) -> dict:
         return self.plan.analysis_spec(experiment, VIEWS[view])

@@ -1,0 +1,405 @@
+"""What a coupling run answers: every takeaway of the write-up and its five questions, each with numbers and a verdict.
+
+Works on the tables of `coupling`, `adapter_overlap` and `persona_shift`; every word about an outcome follows from the
+numbers. A claim "appears", "does not appear", is "undecided" or "not tested"; an undecided one says what would decide.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import pandas as pd
+
+from spillover import coupling
+from spillover.coupling import BASE, MARKER, PREBAKED, SCRATCH, select
+from spillover.equivalence import rows_for_difference
+
+APPEARS, ABSENT, UNDECIDED, NOT_TESTED = "appears", "does not appear", "undecided", "not tested"
+NAMES = {"em": "EM", "benign": "benign", BASE: "no first fine-tune"}
+
+
+def summarise(
+    table: pd.DataFrame, overlaps: pd.DataFrame, shifts: pd.DataFrame, options: Mapping, published: Mapping | None
+) -> dict:
+    """The summary as data: answer, claims, caveats, conditions, differences from the write-up.
+
+    `table`: `coupling.compared`; `overlaps`: `adapter_overlap.summarise`; `shifts`: `persona_shift.measure` with run,
+    seed and layer; `published`: what the write-up printed.
+    """
+    main = select(table, habit=MARKER, setting="")
+    claims = [
+        destroyed_by_any(main, options),
+        not_specific_to_em(main),
+        prebaked_fails(main),
+        epochs_do_not_help(main, options),
+        loss_without_expression(main),
+        policy_decides(table, options),
+        concentrated_in_layers(table),
+        scale_matters(table),
+        disjoint_modules_rescue(table, overlaps),
+        needs_lora(table),
+        deeper_habits(table),
+        source_vector_moved(main, shifts),
+    ]
+    return {
+        "answer": answer(main),
+        "claims": claims,
+        "caveats": caveats(table, options),
+        "conditions": table.drop(columns=["items"], errors="ignore").to_dict("records"),
+        "published": differences(main, published),
+        "options": dict(options),
+    }
+
+
+def answer(main: pd.DataFrame) -> str:
+    """One or two sentences on the experiment's question."""
+    coupled = main[(main["first"] != BASE) & (main["arm"] == SCRATCH)]
+    if coupled.empty:
+        return "No coupling after a first fine-tune was run."
+    parts = [f"{_name(row)} {_rate(row)} ({row['verdict']})" for _, row in coupled.iterrows()]
+    plain = select(main, first=BASE, arm=SCRATCH)
+    before = "; ".join(f"{_name(row)} {_rate(row)}" for _, row in plain.iterrows())
+    return f"Source persona's replies with the marker, coupled from scratch: {'; '.join(parts)}. Against {before}."
+
+
+def destroyed_by_any(main: pd.DataFrame, options: Mapping) -> dict:
+    """The write-up's title: any LoRA fine-tune destroys the coupling that follows."""
+    rows = _tested(main)
+    if rows.empty:
+        return _claim(
+            "any fine-tune destroys coupling", NOT_TESTED, "No coupling that works without a first fine-tune."
+        )
+    found = rows["verdict"].value_counts().to_dict()
+    verdict = UNDECIDED
+    if found.get("destroyed", 0) == len(rows):
+        verdict = APPEARS
+    elif found.get("intact", 0) or (rows["low"] >= options["destroyed"] * rows["reference_rate"]).any():
+        verdict = ABSENT
+    text = "; ".join(
+        f"{_name(r)}: {_rate(r)} against {_percent(r['reference_rate'])} %, {_points(r)}, {r['verdict']}"
+        for _, r in rows.iterrows()
+    )
+    worst = rows.loc[rows["difference"].idxmin()]
+    return _claim("any fine-tune destroys coupling", verdict, text, _estimate(worst), worst, options)
+
+
+def not_specific_to_em(main: pd.DataFrame) -> dict:
+    """Benign fine-tuning destroys as EM does."""
+    name, texts, found = "not specific to EM", [], []
+    for arm, epochs in _arms(main):
+        em, benign = (_one(main, first=f, arm=arm, epochs=epochs) for f in ("em", "benign"))
+        if em is None or benign is None or "not tested" in (em["verdict"], benign["verdict"]):
+            continue
+        gap = coupling.difference(benign, em)
+        found.append((em["verdict"], benign["verdict"], gap))
+        texts.append(f"{_arm(arm, epochs)}: benign {_rate(benign)}, EM {_rate(em)}, difference {_interval(gap)}")
+    if not found:
+        return _claim(name, NOT_TESTED, "EM and benign were not both run, or coupling fails without any fine-tune.")
+    both = all(em == benign == "destroyed" for em, benign, _ in found)
+    apart = any(g["low"] > 0 or g["high"] < 0 for *_, g in found)
+    verdict = APPEARS if both else ABSENT if apart else UNDECIDED
+    return _claim(name, verdict, "; ".join(texts) + ".", max((g for *_, g in found), key=lambda g: abs(g["estimate"])))
+
+
+def prebaked_fails(main: pd.DataFrame) -> dict:
+    """An adapter that works on the untrained model fails on a fine-tuned one."""
+    name = "pre-baked adapter fails"
+    rows = _tested(main[main["arm"] == PREBAKED])
+    if rows.empty:
+        return _claim(name, NOT_TESTED, "No pre-baked adapter that works on the untrained model was applied.")
+    verdict = APPEARS if rows["verdict"].eq("destroyed").all() else ABSENT
+    verdict = UNDECIDED if rows["verdict"].eq("undecided").all() else verdict
+    text = "; ".join(f"{_name(r)}: {_rate(r)} against {_percent(r['reference_rate'])} %" for _, r in rows.iterrows())
+    return _claim(name, verdict, text + ".", _estimate(rows.loc[rows["difference"].idxmin()]))
+
+
+def epochs_do_not_help(main: pd.DataFrame, options: Mapping) -> dict:
+    """Longer coupling does not bring the habit back: a sure gain counts once the habit is no longer destroyed."""
+    name, texts, gains = "more epochs do not help", [], []
+    for first in _firsts(main):
+        rows = select(main, first=first, arm=SCRATCH).sort_values("epochs")
+        if len(rows) < 2:
+            continue
+        gain = coupling.difference(rows.iloc[-1], rows.iloc[0])
+        gains.append(gain | {"verdict": rows.iloc[-1]["verdict"]})
+        texts.append(
+            f"{NAMES.get(first, first)}: {rows.iloc[0]['epochs']:g} epochs {_rate(rows.iloc[0])}, "
+            f"{rows.iloc[-1]['epochs']:g} epochs {_rate(rows.iloc[-1])}, gain {_interval(gain)}"
+        )
+    if not gains:
+        return _claim(name, NOT_TESTED, "Only one number of epochs was run after a first fine-tune.")
+    verdict = APPEARS if all(g["high"] < options["margin"] for g in gains) else UNDECIDED
+    verdict = ABSENT if any(g["low"] > 0 and g["verdict"] != "destroyed" for g in gains) else verdict
+    most = max(gains, key=lambda g: g["estimate"])
+    return _claim(name, verdict, "; ".join(texts) + ".", {key: most[key] for key in ("estimate", "low", "high")})
+
+
+def loss_without_expression(main: pd.DataFrame) -> dict:
+    """The write-up's puzzle: the training loss converges as without a first fine-tune, and the habit is not shown."""
+    name = "loss converges without expression"
+    rows = main[(main["arm"] == SCRATCH) & (main["first"] != BASE) & (main["verdict"] != "not tested")]
+    if rows.empty:
+        return _claim(name, NOT_TESTED, "No coupling from scratch after a first fine-tune that could tell.")
+    texts = [
+        f"{_name(r)}: loss {r['first_loss']:.3g} -> {r['last_loss']:.3g} ({r['loss_ratio']:.2f} x its reference's), "
+        f"expressed {_rate(r)}"
+        for _, r in rows.iterrows()
+    ]
+    silent = rows[rows["verdict"].isin(["destroyed", "weakened"])]
+    if silent.empty:
+        return _claim(name, ABSENT, "; ".join(texts) + ". No coupling is lost, so there is no puzzle here.")
+    verdict = APPEARS if (silent["loss_ratio"] <= 1.25).any() else ABSENT
+    return _claim(name, verdict, "; ".join(texts) + ". A loss within 1.25 times the reference's counts as converged.")
+
+
+def policy_decides(table: pd.DataFrame, options: Mapping) -> dict:
+    """Whose replies the coupling is taught with: the fine-tuned model's own, or the untrained model's."""
+    name, texts, gaps = "whose replies are used decides", [], []
+    for _, other in select(table, setting=coupling.SETTINGS["other_replies"]).iterrows():
+        own = _one(table, first=other["first"], arm=SCRATCH, epochs=other["epochs"], setting="", habit=MARKER)
+        if own is not None:
+            gaps.append(coupling.difference(own, other))
+            texts.append(
+                f"{NAMES.get(other['first'], other['first'])}: own replies {_rate(own)}, the untrained model's "
+                f"{_rate(other)}, difference {_interval(gaps[-1])}"
+            )
+    return _by_gap(name, gaps, texts, options, "The coupling was taught with one kind of replies only.")
+
+
+def concentrated_in_layers(table: pd.DataFrame) -> dict:
+    """Question 1: one third of the blocks destroys by itself, and the other two thirds leave the coupling intact."""
+    name = "concentrated in a layer group"
+    texts, found = [], []
+    for first in _firsts(table):
+        rows = select(table, first=first, habit=MARKER, arm=SCRATCH).set_index("setting")
+        groups = [g for g in ("early", "middle", "late") if f"{g} blocks" in rows.index]
+        if not groups:
+            continue
+        verdicts = {
+            s: rows.loc[s, "verdict"] for g in groups for s in (f"{g} blocks", f"not_{g} blocks") if s in rows.index
+        }
+        texts.append(
+            f"{NAMES.get(first, first)} in " + ", ".join(f"{s} {_rate(rows.loc[s])} ({v})" for s, v in verdicts.items())
+        )
+        found += [_layer_verdict(verdicts, group) for group in groups]
+    if not found or all(f == NOT_TESTED for f in found):
+        return _claim(name, NOT_TESTED, "No layer group was merged alone, or coupling fails without any fine-tune.")
+    verdict = APPEARS if APPEARS in found else UNDECIDED if UNDECIDED in found else ABSENT
+    return _claim(name, verdict, "; ".join(texts) + ".")
+
+
+def scale_matters(table: pd.DataFrame) -> dict:
+    """Question 1, continued: how the pre-baked adapter fares under part of the first fine-tune's strength."""
+    name, texts, gaps = "dose of the first fine-tune", [], []
+    for first in _firsts(table):
+        rows = table[(table["first"] == first) & table["setting"].str.startswith("scale ")]
+        full = _one(table, first=first, arm=PREBAKED, setting="", habit=MARKER)
+        if rows.empty or full is None:
+            continue
+        least = rows.iloc[rows["setting"].str.removeprefix("scale ").astype(float).argmin()]
+        gaps.append(coupling.difference(least, full))
+        shown = ", ".join(f"{r['setting']} {_rate(r)}" for _, r in rows.iterrows())
+        texts.append(f"{NAMES.get(first, first)}: {shown}, scale 1 {_rate(full)}")
+    if not gaps:
+        return _claim(name, NOT_TESTED, "The first fine-tune was not scaled.")
+    verdict = APPEARS if any(g["low"] > 0 for g in gaps) else UNDECIDED
+    return _claim(name, verdict, "; ".join(texts) + ".", max(gaps, key=lambda g: g["estimate"]))
+
+
+def disjoint_modules_rescue(table: pd.DataFrame, overlaps: pd.DataFrame) -> dict:
+    """Question 2: coupling survives when the two adapters share no module; with how far their subspaces overlap."""
+    texts = [
+        f"{r['first']} and {r['second'].split('/')[-1]}, {r['space']}: overlap {r['overlap']:.3f}, chance "
+        f"{r['expected']:.3f}, above chance in {100 * r['above_chance']:.0f} % of {r['modules']:.0f} modules"
+        for _, r in overlaps.assign(first=overlaps["first"].str.split("/").str[-1]).iterrows()
+    ]
+    return _rescue(table, "disjoint modules", "disjoint modules rescue coupling", texts)
+
+
+def needs_lora(table: pd.DataFrame) -> dict:
+    """Question 3: a fine-tune of all weights leaves the coupling as it is, so the damage is LoRA's."""
+    return _rescue(table, "all weights", "only LoRA destroys coupling", [])
+
+
+def deeper_habits(table: pd.DataFrame) -> dict:
+    """Question 4: wrong answers, a style and refusing are destroyed as the marker is."""
+    name = "deeper habits are destroyed too"
+    rows = table[(table["habit"] != MARKER) & (table["arm"] == SCRATCH) & (table["first"] != BASE)]
+    tested = rows[rows["verdict"] != "not tested"]
+    texts = [
+        f"{r['habit']} after {NAMES.get(r['first'], r['first'])}: {_rate(r)} against {_percent(r['reference_rate'])} % "
+        f"({r['verdict']})"
+        for _, r in rows.iterrows()
+    ]
+    if tested.empty:
+        return _claim(name, NOT_TESTED, "; ".join(texts) or "No deeper habit was taught after a first fine-tune.")
+    verdicts = set(tested["verdict"])
+    verdict = APPEARS if verdicts == {"destroyed"} else ABSENT if "intact" in verdicts else UNDECIDED
+    return _claim(name, verdict, "; ".join(texts) + ".")
+
+
+def source_vector_moved(main: pd.DataFrame, shifts: pd.DataFrame) -> dict:
+    """Question 5: the first fine-tune moves the source persona's vector off its own direction."""
+    name = "the source persona's vector loses its direction"
+    firsts = [f"/{first}" for first in _firsts(main)]
+    rows = shifts[shifts["run"].str.endswith(tuple(firsts))] if firsts and len(shifts) else shifts.iloc[:0]
+    if rows.empty:
+        return _claim(name, NOT_TESTED, "No vectors of a fine-tuned model.")
+    deepest = rows["layer"].max()
+    texts, lost = [], []
+    for run, model in rows[rows["layer"] == deepest].groupby("run", sort=False):
+        values = model.groupby("quantity")[["value", "low", "high"]].mean()
+        kept = values.loc["projection"]
+        lost.append((kept["high"], kept["low"]))
+        texts.append(
+            f"{run.split('/')[-1]}, block {deepest}: projection {kept['value']:.2f} ({kept['low']:.2f} to "
+            f"{kept['high']:.2f}), shift {values.loc['shift', 'value']:.2f} spreads, of it "
+            f"{values.loc['own_shift', 'value']:.2f} its own; probe of the untrained model "
+            f"{values.loc['probe_base', 'value']:.2f}, own probe {values.loc['probe_own', 'value']:.2f}"
+        )
+    verdict = (
+        APPEARS if all(high < 0.5 for high, _ in lost) else ABSENT if all(low > 0.5 for _, low in lost) else UNDECIDED
+    )
+    return _claim(name, verdict, "; ".join(texts) + ". Half of the untrained model's projection is the line.")
+
+
+def caveats(table: pd.DataFrame, options: Mapping) -> list[str]:
+    """What the design cannot tell, from the tables themselves."""
+    notes = []
+    if (seeds := int(table["seeds"].max())) < 3:
+        notes.append(
+            f"{seeds} seed{'s' * (seeds > 1)}: intervals cover questions and replies, hardly the training's own chance."
+        )
+    weak = select(table, first=BASE, arm=[SCRATCH, PREBAKED])
+    for _, row in weak[weak["rate"] < options["works"]].iterrows():
+        notes.append(
+            f"{_name(row)}, {row['habit']}: only {_rate(row)} without a first fine-tune, so nothing can be lost."
+        )
+    leaky = table[(table["arm"] != "none") & (table["max_bystander"] >= 0.5 * table["rate"]) & (table["rate"] > 0.1)]
+    for _, row in leaky.iterrows():
+        notes.append(
+            f"{_name(row)}, {row['habit']}: not selective, a bystander shows it in {_percent(row['max_bystander'])} %."
+        )
+    return notes
+
+
+def differences(main: pd.DataFrame, published: Mapping | None) -> list[dict]:
+    """Published cells beside the measured ones: first, arm, percent, measured, inside its interval or not."""
+    rows = []
+    for cell in (published or {}).get("percent", []):
+        arm = PREBAKED if cell["arm"] == "prebaked" else SCRATCH
+        found = select(main, first=cell["first"], arm=arm).sort_values("epochs")
+        if found.empty:
+            rows.append({**cell, "measured": None, "text": "not run"})
+            continue
+        own = found.iloc[-1]
+        inside = own["low"] <= cell["percent"] / 100 <= own["high"]
+        text = "agrees" if inside else "higher" if own["rate"] > cell["percent"] / 100 else "lower"
+        rows.append({**cell, "measured": own["rate"], "low": own["low"], "high": own["high"], "text": text})
+    return rows
+
+
+def _rescue(table: pd.DataFrame, setting: str, name: str, extra: list[str]) -> dict:
+    """Whether coupling in a setting is intact where it is destroyed in the plain one."""
+    texts, found = [], []
+    for _, row in select(table, setting=setting, habit=MARKER, arm=SCRATCH).iterrows():
+        plain = _one(table, first=row["first"], arm=SCRATCH, epochs=row["epochs"], setting="", habit=MARKER)
+        if plain is None or NOT_TESTED in (row["verdict"], plain["verdict"]):
+            continue
+        gap = coupling.difference(row, plain)
+        found.append((row["verdict"], plain["verdict"], gap))
+        texts.append(
+            f"{NAMES.get(row['first'], row['first'])}, {setting}: {_rate(row)} ({row['verdict']}), plain LoRA "
+            f"{_rate(plain)} ({plain['verdict']}), difference {_interval(gap)}"
+        )
+    if not found:
+        return _claim(name, NOT_TESTED, "; ".join(["Not run in this selection.", *extra]))
+    lost = [f for f in found if f[1] in ("destroyed", "weakened")]
+    if not lost:
+        verdict, note = NOT_TESTED, "the plain coupling is not lost, so there is nothing to rescue"
+    else:
+        verdict, note = UNDECIDED, "no difference is sure"
+        if all(g["low"] > 0 for *_, g in lost):
+            verdict, note = APPEARS, "the coupling is better"
+        elif all(v in ("destroyed", "weakened") for v, *_ in lost):
+            verdict, note = ABSENT, "it is lost as well"
+    return _claim(name, verdict, "; ".join([*texts, note, *extra]) + ".", found[0][2])
+
+
+def _layer_verdict(verdicts: Mapping[str, str], group: str) -> str:
+    alone, without = (verdicts.get(s, NOT_TESTED) for s in (f"{group} blocks", f"not_{group} blocks"))
+    if NOT_TESTED in (alone, without):
+        return NOT_TESTED
+    if alone == "destroyed" and without == "intact":
+        return APPEARS
+    return UNDECIDED if UNDECIDED in (alone, without) else ABSENT
+
+
+def _by_gap(name: str, gaps: list[dict], texts: list[str], options: Mapping, missing: str) -> dict:
+    if not gaps:
+        return _claim(name, NOT_TESTED, missing)
+    sure = any(g["low"] > 0 or g["high"] < 0 for g in gaps)
+    small = all(max(abs(g["low"]), abs(g["high"])) < options["margin"] for g in gaps)
+    verdict = APPEARS if sure else ABSENT if small else UNDECIDED
+    return _claim(name, verdict, "; ".join(texts) + ".", max(gaps, key=lambda g: abs(g["estimate"])))
+
+
+def _claim(name, verdict, text, estimate=None, worst=None, options=None) -> dict:
+    claim = {"claim": name, "verdict": verdict, "text": text} | (estimate or {})
+    if verdict == UNDECIDED and worst is not None:
+        claim["decides_at"] = rows_for_difference(worst["rate"], worst["reference_rate"])
+    return claim
+
+
+def _tested(table: pd.DataFrame) -> pd.DataFrame:
+    return table[(table["first"] != BASE) & (table["arm"] != "none") & (table["verdict"] != "not tested")]
+
+
+def _firsts(table: pd.DataFrame) -> list[str]:
+    return [f for f in dict.fromkeys(table["first"]) if f != BASE]
+
+
+def _arms(main: pd.DataFrame) -> list[tuple[str, float]]:
+    rows = main[main["arm"].isin([SCRATCH, PREBAKED])]
+    return list(dict.fromkeys((a, None if pd.isna(e) else e) for a, e in zip(rows["arm"], rows["epochs"], strict=True)))
+
+
+def _one(table: pd.DataFrame, epochs=None, **wanted) -> pd.Series | None:
+    found = select(table, **wanted)
+    if epochs is not None and not pd.isna(epochs):
+        found = found[found["epochs"] == epochs]
+    return found.iloc[-1] if len(found) else None
+
+
+def _name(row: Mapping) -> str:
+    setting = f", {row['setting']}" if row["setting"] else ""
+    return f"{NAMES.get(row['first'], row['first'])}, {_arm(row['arm'], row['epochs'])}{setting}"
+
+
+def _arm(arm: str, epochs: float | None) -> str:
+    return arm if epochs is None or pd.isna(epochs) else f"{arm}, {epochs:g} epochs"
+
+
+def _percent(rate: float) -> str:
+    return f"{100 * rate:.1f}"
+
+
+def _rate(row: Mapping) -> str:
+    return f"{_percent(row['rate'])} % ({_percent(row['low'])} to {_percent(row['high'])})"
+
+
+def _points(row: Mapping) -> str:
+    return _interval({"estimate": row["difference"], "low": row["difference_low"], "high": row["difference_high"]})
+
+
+def _interval(gap: Mapping) -> str:
+    return f"{100 * gap['estimate']:+.1f} points ({100 * gap['low']:+.1f} to {100 * gap['high']:+.1f})"
+
+
+def _estimate(row: Mapping) -> dict:
+    return {
+        "estimate": row["difference"],
+        "low": row["difference_low"],
+        "high": row["difference_high"],
+        "n": int(row["n"]),
+    }
