@@ -339,7 +339,8 @@ def _steering(summary: dict, limits: Limits) -> dict:
     whole = [r for r in rows if r["source_rate"] > limits.kept * r["source_before"]]
     up, down = ([r for r in whole if r["relation"] == sign] for sign in "><")
     every = {r["source"] for r in up} == {r["source"] for r in rows}
-    verdict = APPEARS if every and not down else ABSENT if whole and not up else UNDECIDED
+    small = bool(whole) and all(r["change_high"] < limits.equal for r in whole)
+    verdict = APPEARS if every and not down else ABSENT if small else UNDECIDED
     text = "; ".join(
         f"{r['source']} at {r['coefficient']:g}: assistant {percent(r['assistant_rate'])} % (change "
         f"{in_points(r['change_low'])} to {in_points(r['change_high'])} points), source {percent(r['source_rate'])} %, "
