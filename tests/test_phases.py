@@ -187,7 +187,7 @@ def test_the_audit_shows_the_first_phase_and_what_each_later_one_may_cost(fresh)
     following = {key: (found, [estimates.estimate(job, benchmarks) for job in found]) for key, found in later.items()}
     text = audit_text.as_text(jobs, [estimates.estimate(job, benchmarks) for job in jobs], following)
     row = next(line for line in text.splitlines() if line.split()[:2] == ["recipes", "personas"])
-    assert row.split()[2:6] == ["5", "1", ">=", "0.023"]
+    assert row.split()[2:6] == ["5", "1", ">=", "0.025"]
 
 
 def test_where_nothing_is_decided_at_run_time_nothing_may_follow(fresh):

@@ -100,9 +100,9 @@ class Search:
         return spec | {"model": self.plan.config["model"]["name"], "judge": self.plan.config["judge"]}
 
     def cards(self, experiment: str, reached: Sequence[str]) -> list[str]:
-        """The data cards of every run of the phases reached."""
+        """The data cards of every mixture of the phases reached: what its shares came to."""
         own = [run for phase in self.parts(experiment, reached) for run in self.own_runs(experiment, phase)]
-        return [f"{self.files.folder(run.id)}/dataset_card.json" for run in own]
+        return [f"{self.files.folder(run.id)}/dataset_card.json" for run in own if run.data.get("mix")]
 
     def norms(self, experiment: str, reached: Sequence[str]) -> list[str]:
         """Weight changes of the runs whose norms are compared: the groups that the options name."""

@@ -66,7 +66,7 @@ def _answer(points: pd.DataFrame, decisions: Sequence[Mapping], claims: Sequence
     passing = [name for record in decisions for name in record["passing"]]
     recipes = sum(len(record["recipes"]) for record in decisions)
     by = {outcome: [c["claim"] for c in claims if c["verdict"] == outcome] for outcome in (SUPPORTED, NOT_SUPPORTED)}
-    baseline = points[points["role"] == "baseline"].sort_values("step").iloc[-1:]
+    baseline = points[points["role"] == "baseline"].iloc[:1]
     text = (
         f"{len(decisions)} of {len(PHASE_WORDS)} phases were run, with {_count(recipes, 'recipe')} (a checkpoint "
         f"counts as one) and {_count(len(context['seeds']), 'seed')}. "

@@ -152,7 +152,7 @@ def _figure(path: Path, captions: Path) -> dict:
     caption = captions / f"{path.stem}.rst"
     text = caption.read_text(encoding="utf-8") if caption.is_file() else ""
     data = base64.b64encode(path.read_bytes()).decode()
-    body = publish_parts(text, writer_name="html5")["body"] if text else ""
+    body = publish_parts(text, writer="html5")["body"] if text else ""
     return {"name": path.stem.replace("_", " "), "data": data, "caption": body, "alt": " ".join(text.split())}
 
 
