@@ -23,6 +23,8 @@ include: "workflow/rules/marker_rates.smk"
 include: "workflow/rules/coupling.smk"
 include: "workflow/rules/convergence.smk"
 include: "workflow/rules/marker_sweep.smk"
+include: "workflow/rules/search.smk"
+include: "workflow/rules/recipes.smk"
 include: "workflow/rules/report.smk"
 
 

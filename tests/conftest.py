@@ -93,6 +93,8 @@ class Workflow:
         """
         for job in self.jobs(*targets):
             for output in map(self.path.joinpath, job.output):
+                if not output.suffix and output.parent.name == "merged":  # a folder
+                    output.mkdir(parents=True, exist_ok=True)
                 output.parent.mkdir(parents=True, exist_ok=True)
                 if not output.exists():
                     output.write_text(content(str(output.relative_to(self.path))))

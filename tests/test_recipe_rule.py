@@ -68,7 +68,7 @@ def test_a_pass_ends_the_search():
     points = table(*steps(), *regularised((0.97, 0.96, 0.93)))
     record = recipe_rule.decision(points, "regularise", PHASES, OPTIONS)
     assert record["passing"] == ["kl0.1@final"] and record["next"] is None
-    assert "the search stops at phase regularise" in record["reason"]
+    assert "no phase after regularise is needed" in record["reason"]
 
 
 def test_the_last_phase_schedules_nothing():

@@ -7,7 +7,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(workflow.basedir, "workflow/scripts")))
 
 from snakemake.exceptions import WorkflowError
-from spillover import expansion, files, preflight
+from spillover import expansion, files, phases, preflight
 from spillover.config import ConfigError, read_yaml
 
 try:

@@ -16,13 +16,13 @@ rule labels:
         "../envs/judge.yaml"
     resources:
         python="python",
-        api_slots=lambda wildcards: int("judge" in PLAN.scorers(wildcards.experiment)),
+        api_slots=lambda wildcards: int(PLAN.judges(wildcards.experiment)),
         api_batch_from=API["batch_from"],
         api_batch_size=API["batch_size"],
         api_concurrency=API["concurrency"],
         api_poll_seconds=API["poll_seconds"],
         mem_mb=4000,
-        runtime=lambda wildcards: 1500 if "judge" in PLAN.scorers(wildcards.experiment) else 60,
+        runtime=lambda wildcards: 1500 if PLAN.judges(wildcards.experiment) else 60,
     params:
         spec=of_run(as_spec(PLAN.labels_spec)),
         scorers=lambda wildcards: PLAN.scorers(wildcards.experiment),

@@ -26,23 +26,24 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of tables")
     args = parser.parse_args(argv)
 
+    options = {name: getattr(args, name) for name in ("profile", "snakefile", "directory")}
+    options["configfiles"] = args.configfile
     try:
-        jobs = audit.planned_jobs(
-            args.targets,
-            profile=args.profile,
-            configfiles=args.configfile,
-            snakefile=args.snakefile,
-            directory=args.directory,
-        )
+        jobs = audit.planned_jobs(args.targets, **options)
+        later = audit.following_jobs(jobs, args.targets, **options)
     except audit.AuditError as error:
         print(error, file=sys.stderr)
         return 1
     benchmarks = estimates.read_benchmarks(Path(args.directory, args.benchmarks))
     costs = [estimates.estimate(job, benchmarks, args.directory) for job in jobs]
+    following = {
+        phase: (phase_jobs, [estimates.estimate(job, benchmarks, args.directory) for job in phase_jobs])
+        for phase, phase_jobs in later.items()
+    }
     if args.json:
-        print(json.dumps(audit_text.as_json(jobs, costs), indent=1, ensure_ascii=False))
+        print(json.dumps(audit_text.as_json(jobs, costs, following), indent=1, ensure_ascii=False))
     else:
-        print(audit_text.as_text(jobs, costs))
+        print(audit_text.as_text(jobs, costs, following))
     return 0
 
 

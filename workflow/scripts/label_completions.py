@@ -1,11 +1,13 @@
-"""Label every completion: by language identifiers, marker and behaviour scorers, and the judge where it is asked for.
+"""Label every completion: by language identifiers, marker, behaviour and advice scorers, and judges where asked for.
 
 Reads `--completions` (completions.parquet), writes `--out` (labels.parquet: one row per completion and scorer) and its
 manifest. Identification never fails: a text in no known language is labelled "other", so its outcome is always "ok".
 So is a marker's, whose rule (text and case) stands in the specification under `marker`: its label is "marker" or
 "none", and `raw` the number of characters that follow the first hit ("0": the reply ends with it).
-The judge sees texts only; a reply of it that is no label keeps its outcome and has a null label. Judge replies are kept
-in a journal, so running again asks nothing twice and `--no-calls` reads the stored replies anew.
+A suite that names its scorers (`suite_scorers` of the specification) is labelled by those alone. The judge sees texts
+only, the raters of alignment and coherence an answer with its question; a reply of theirs that is no label keeps its
+outcome and has a null label. Judge replies are kept in a journal, so running again asks nothing twice and `--no-calls`
+reads the stored replies anew.
 """
 
 from __future__ import annotations
@@ -15,14 +17,15 @@ import json
 
 import pandas as pd
 
-from spillover import api_costs, api_jobs, behaviours, judging, marker_scoring, provenance
+from spillover import advice, alignment, api_costs, api_jobs, behaviours, judging, marker_scoring, provenance
 from spillover.api_outcomes import OK, FatalApiError
 from spillover.language_id import IDENTIFIERS, identifier, label_texts
 from spillover.languages import Registry, load_languages
 
 KEPT = ["run", "seed", "checkpoint", "suite", "prompt_id", "cell", "item", "sample"]
 JUDGE = "judge"
-SCORERS = (*IDENTIFIERS, *marker_scoring.SCORERS, *behaviours.BEHAVIOURS, JUDGE)
+JUDGES = (JUDGE, *alignment.RUBRICS)
+SCORERS = (*IDENTIFIERS, *marker_scoring.SCORERS, *behaviours.BEHAVIOURS, advice.SCORER, *JUDGES)
 
 
 def identified(completions: pd.DataFrame, identify) -> pd.DataFrame:
@@ -46,24 +49,50 @@ def behaving(completions: pd.DataFrame, behaviour: str, bank: behaviours.Bank) -
     return completions.loc[labels.index, KEPT].assign(**scored, label=labels, outcome=OK, raw=None)
 
 
-def judged(completions: pd.DataFrame, settings: dict, registry: Registry, args) -> tuple[pd.DataFrame, dict]:
-    """Rows of the judge, and its ledger. Stops if calls failed for more of a cell than the settings allow."""
-    judge = judging.judge(settings, registry, args.languages)
-    texts = completions["text"].tolist()
+def advising(completions: pd.DataFrame, resources: str) -> pd.DataFrame:
+    """Rows of the small world's advice scorer."""
+    labels = advice.labels(completions["text"].tolist(), resources)
+    scored = {"scorer": advice.SCORER, "scorer_id": advice.SCORER_ID, "label": labels, "outcome": OK, "raw": None}
+    return completions[KEPT].assign(**scored)
+
+
+def judged(name: str, completions: pd.DataFrame, settings: dict, registry: Registry, args) -> tuple[pd.DataFrame, dict]:
+    """Rows of one of JUDGES, and its ledger. Stops if calls failed for more of a cell than the settings allow."""
+    if name == JUDGE:
+        judge = judging.judge(settings, registry, args.languages)
+        asked = completions["text"].tolist()
+        requests, verdicts, tokens = [judge.request(text) for text in asked], judging.verdicts, judging.ANSWER_TOKENS
+    else:
+        judge = alignment.Rater(name, settings["model"], settings.get("thinking", "disabled"))
+        asked = list(zip(completions["user"], completions["text"], strict=True))
+        requests, verdicts, tokens = (
+            [judge.request(*pair) for pair in asked],
+            alignment.ratings,
+            alignment.ANSWER_TOKENS,
+        )
     answers = api_jobs.obtain(
-        [judge.request(text) for text in texts],
-        api_jobs.journal_path(args, JUDGE, judge.scorer_id),
+        requests,
+        api_jobs.journal_path(args, name, judge.scorer_id),
         api_costs.load_prices(args.prices),
         api_jobs.api_settings(args),
-        answer_tokens=lambda request: judging.ANSWER_TOKENS,
+        answer_tokens=lambda request: tokens,
         structured=True,
         calls_allowed=not args.no_calls,
     )
-    table = completions[KEPT].reset_index(drop=True).assign(scorer=JUDGE, scorer_id=judge.scorer_id)
-    table = pd.concat([table, judging.verdicts(judge, texts, answers)], axis=1)
+    table = completions[KEPT].reset_index(drop=True).assign(scorer=name, scorer_id=judge.scorer_id)
+    table = pd.concat([table, verdicts(judge, asked, answers)], axis=1)
     judging.check_transport(table, settings["max_error_rate"])
     counts = {"outcomes": table["outcome"].value_counts().to_dict(), "errors_by_cell": judging.errors_by_cell(table)}
     return table, answers.ledger | counts
+
+
+def paid(ledgers: dict[str, dict]) -> dict:
+    """What all judges of a job cost together: calls, dollars (None if any is unknown) and tokens."""
+    totals = {}
+    for key in ("api_calls", "cost_dollars", "tokens"):
+        amounts = [ledger.pop(key) for ledger in ledgers.values()]
+        totals[key] = None if None in amounts else sum(amounts)
+    return totals if ledgers else {}
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -82,21 +111,31 @@ def main(argv: list[str] | None = None) -> None:
     clock = provenance.start_clock()
     spec = json.loads(args.spec)
     completions = pd.read_parquet(args.completions)
-    tables, extra = [], {}
+    own = spec.get("suite_scorers", {})
+    rows = {
+        name: completions[~completions["suite"].isin([suite for suite, names in own.items() if name not in names])]
+        for name in args.scorers
+    }
+    scorers = [name for name in args.scorers if len(rows[name])]
+    tables, ledgers = [], {}
     try:
         registry = load_languages(args.registry)
-        # the judge last: a mistake in a name must not follow an hour of paid judging
-        for name in args.scorers:
+        # judges last: a mistake in a name must not follow an hour of paid judging
+        for name in scorers:
             if name in marker_scoring.SCORERS:
-                tables.append(marked(completions, marker_scoring.marker_scorer(name, **spec["marker"])))
+                tables.append(marked(rows[name], marker_scoring.marker_scorer(name, **spec["marker"])))
             elif name in behaviours.BEHAVIOURS:
-                tables.append(behaving(completions, name, behaviours.load(args.resources)))
-            elif name != JUDGE:
-                tables.append(identified(completions, identifier(name, registry, args.languages)))
-        if JUDGE in args.scorers:
-            table, ledger = judged(completions, spec["judge"], registry, args)
-            tables.append(table)
-            extra = {key: ledger.pop(key) for key in ("api_calls", "cost_dollars", "tokens")} | {"judge": ledger}
+                tables.append(behaving(rows[name], name, behaviours.load(args.resources)))
+            elif name == advice.SCORER:
+                tables.append(advising(rows[name], args.resources))
+            elif name not in JUDGES:
+                tables.append(identified(rows[name], identifier(name, registry, args.languages)))
+        for name in scorers:
+            if name in JUDGES:
+                table, ledger = judged(name, rows[name], spec["judge"], registry, args)
+                tables.append(table)
+                ledgers[name] = ledger
+        extra = paid(ledgers) | ledgers
     except (ValueError, FatalApiError) as error:
         raise SystemExit(str(error)) from None
     for table in tables:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from spillover.causes import MANIFEST, Cause, bare, locate, why
+from spillover.config import merge
 
 # Snakemake compares inputs by content only up to this size and by time stamp beyond; without a profile of the project
 # its default of 1 MB would make every touched data set look new
@@ -75,6 +76,49 @@ def planned_jobs(
     return [job for _, job in sorted(zip(order, jobs, strict=True), key=lambda pair: pair[0])]
 
 
+def following_jobs(
+    jobs: Sequence[PlannedJob],
+    targets: Sequence[str] = (),
+    *,
+    profile: str | None = None,
+    configfiles: Sequence[str] = (),
+    snakefile: str | None = None,
+    directory: str | Path = ".",
+) -> dict[tuple[str, str], list[PlannedJob]]:
+    """The jobs that may follow a plan's phase decisions: {(experiment, phase): jobs}, in the order of the phases.
+
+    Found by planning the same with all phases asked for. A job counts in the first phase whose decision needs it.
+    """
+    searches = {job.experiment for job in jobs if job.checkpoint and "phase" in job.wildcards and job.experiment}
+    if not searches:
+        return {}
+    override = {"experiments": {name: {"options": {"run_all_phases": True}} for name in searches}}
+    with contextlib.chdir(directory):
+        records = _dry_run(targets, profile, configfiles, snakefile, False, override)
+        everything = [_planned_job(record) for record in records if record.output]
+    known = {path for job in jobs for path in job.outputs}
+    producer = {path: index for index, job in enumerate(everything) for path in job.outputs}
+    taken = {index for index, job in enumerate(everything) if known & set(job.outputs)}
+
+    def needed(index: int) -> list[int]:
+        if index in taken:
+            return []
+        taken.add(index)
+        before = dict.fromkeys(producer[path] for path in everything[index].inputs if path in producer)
+        return [*(i for other in before for i in needed(other)), index]
+
+    decisions = [
+        (job.experiment, job.spec["phases"].index(job.wildcards["phase"]), index)
+        for index, job in enumerate(everything)
+        if job.checkpoint and job.experiment in searches and job.wildcards["phase"] in job.spec["phases"]
+    ]
+    found = {
+        (experiment, everything[index].wildcards["phase"]): [everything[i] for i in needed(index)]
+        for experiment, _, index in sorted(decisions)
+    }
+    return {key: phase_jobs for key, phase_jobs in found.items() if phase_jobs}
+
+
 def _depths(jobs: Sequence[PlannedJob]) -> list[int]:
     """How many planned jobs stand before each one; Snakemake announces jobs in no fixed order."""
     producer = {path: index for index, job in enumerate(jobs) for path in job.outputs}
@@ -95,7 +139,12 @@ def _natural(text: str) -> list[tuple[int, str]]:
 
 
 def _dry_run(
-    targets: Sequence[str], profile: str | None, configfiles: Sequence[str], snakefile: str | None, forceall: bool
+    targets: Sequence[str],
+    profile: str | None,
+    configfiles: Sequence[str],
+    snakefile: str | None,
+    forceall: bool,
+    override: dict[str, Any] | None = None,
 ) -> list[logging.LogRecord]:
     from snakemake import cli
     from snakemake.api import SnakemakeApi
@@ -129,7 +178,7 @@ def _dry_run(
                     overwrite_resources=options.set_resources,
                 ),
                 config_settings=ConfigSettings(
-                    config=cli.parse_config(options.config),
+                    config=merge(cli.parse_config(options.config), override or {}),
                     configfiles=options.configfile,
                     replace_workflow_config=options.replace_workflow_config,
                 ),

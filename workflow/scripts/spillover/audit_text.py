@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import zip_longest
 from typing import Any
 
@@ -21,10 +21,12 @@ HEADINGS = {
     "api_calls": "API calls",
     "cost_dollars": "money",
 }
+Following = Mapping[tuple[str, str], tuple[Sequence[PlannedJob], Sequence[Estimate]]]
+"""(experiment, phase) -> the jobs that its decision may schedule, with their estimates."""
 MORE_MAY_FOLLOW = "decides at run time what comes next: more may follow"
 
 
-def as_text(jobs: Sequence[PlannedJob], estimates: Sequence[Estimate]) -> str:
+def as_text(jobs: Sequence[PlannedJob], estimates: Sequence[Estimate], following: Following | None = None) -> str:
     """Return the whole audit as text: a table per experiment, then the cost per rule and in total."""
     if not jobs:
         return "Nothing to do: everything asked for is present and up to date."
@@ -37,10 +39,14 @@ def as_text(jobs: Sequence[PlannedJob], estimates: Sequence[Estimate]) -> str:
     order = sorted(by_experiment, key=lambda name: (name == SHARED, name))
     blocks += [_experiment(name, by_experiment[name]) for name in order]
     blocks.append(_costs(jobs, estimates))
+    if following:
+        blocks.append(_following(following))
     return "\n\n".join(blocks)
 
 
-def as_json(jobs: Sequence[PlannedJob], estimates: Sequence[Estimate]) -> dict[str, Any]:
+def as_json(
+    jobs: Sequence[PlannedJob], estimates: Sequence[Estimate], following: Following | None = None
+) -> dict[str, Any]:
     """Return the whole audit as plain data: every job with its causes and estimate, and the totals."""
     return jsonable(
         {
@@ -57,10 +63,30 @@ def as_json(jobs: Sequence[PlannedJob], estimates: Sequence[Estimate]) -> dict[s
                 }
                 for job, estimate in zip(jobs, estimates, strict=True)
             ],
+            "may_follow": [
+                {"experiment": experiment, "phase": phase, "jobs": len(costs), "runs": _trainings(phase_jobs)}
+                | {quantity: total(costs, quantity) for quantity in QUANTITIES}
+                for (experiment, phase), (phase_jobs, costs) in (following or {}).items()
+            ],
             "totals": {quantity: total(estimates, quantity) for quantity in QUANTITIES},
             "more_may_follow": any(job.checkpoint for job in jobs),
         }
     )
+
+
+def _trainings(jobs: Sequence[PlannedJob]) -> int:
+    return sum(job.rule in ("train", "train_full") for job in jobs)
+
+
+def _following(following: Following) -> str:
+    """One row a phase that a decision may schedule: its jobs, trainings and cost."""
+    rows = []
+    for (experiment, phase), (jobs, costs) in following.items():
+        cells = [_cell(quantity, total(costs, quantity)) for quantity in QUANTITIES]
+        rows.append([experiment, phase, str(len(jobs)), str(_trainings(jobs)), *cells])
+    header = ["experiment", "phase", "jobs", "trainings", *(HEADINGS[q] for q in QUANTITIES)]
+    note = "  A phase runs where no recipe of those before it passed, or where run_all_phases asks for all."
+    return "\n".join(["May follow", _table(header, rows), note])
 
 
 def _experiment(name: str, jobs: Sequence[PlannedJob]) -> str:

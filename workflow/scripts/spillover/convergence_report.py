@@ -204,7 +204,8 @@ def _steering(summary: dict) -> str:
     return (
         "\n".join(lines)
         + "\n\nEvery persona is pushed alike; the cosine is that of the pushed assistant among the unpushed "
-        "personas. Coefficient 1 is the whole way from the untrained assistant's centroid to the source's."
+        "personas. Coefficient 1 adds, at every position, all that sets the source apart from the mean of the personas "
+        "in the untrained model."
     )
 
 

@@ -551,7 +551,7 @@ def _check_held_out(plan: Plan, files: dict) -> None:
         suites = plan.experiments[run.experiment]["suites"]
         losses = {name: suites[name] for name in run.evaluate if suites[name]["kind"] == "loss"}
         for data in (a.data for a in plan.lineage(run.id) if a.data and a.data["kind"] == "conversations"):
-            last = data["skip"] + data["rows"] if "rows" in data else None
+            last = data["skip"] + data["rows"] if data["rows"] else None
             for name, suite in losses.items():
                 if suite["source"] == data["source"] and (last is None or last > suite["skip"]):
                     used = f"up to row {last}" if last else "without a limit (data.rows)"

@@ -43,6 +43,7 @@ CLOSING: dict[str, tuple[str, ...]] = {
     ),
     "marker_sweep": ("marker_sweep.png", "marker_boundary.png", "summary.md", "summary.json"),
     "coupling": ("coupling.png", "summary.md", "summary.json", "adapter_overlap.png", "persona_shift.png"),
+    "recipes": ("recipes.png", "steps.png", "mixing.png", "summary.md", "summary.json"),
 }
 """The closing files of each kind of analysis, below `<analysis>`; the first is the headline figure."""
 DATA_KEYS = ("source", "voice", "behaviour", "directive", "completion", "positives", "negatives")

@@ -72,18 +72,21 @@ class Search:
         return f"{self.files.root}/{experiment}/analysis/phases/{phase}.json"
 
     def inputs(self, experiment: str, phase: str) -> dict[str, list[str]]:
-        """The files a phase's decision reads: vectors, measures and, where replies are scored, labels."""
+        """The files a phase's decision reads: vectors, measures and, where its own runs' replies are scored, labels."""
         runs = self.runs(experiment, phase)
+        labelled = [run for run in runs if self._generates(run)] if self._scored(experiment, phase) else []
         folder = self.files.folder
         return {
             "vectors": [f"{folder(run.id)}/vectors.safetensors" for run in runs if run.vectors],
             "measures": [f"{folder(run.id)}/measures.parquet" for run in runs if run.evaluate],
-            "labels": [f"{folder(run.id)}/labels.parquet" for run in runs if self._generates(run)],
+            "labels": [f"{folder(run.id)}/labels.parquet" for run in labelled],
         }
 
     def records(self, experiment: str, phase: str) -> str:
         """JSON with a record a run, as `Files.closing_records`, and what tells recipes apart."""
-        return json.dumps([self._record(run) for run in self.runs(experiment, phase)], sort_keys=True)
+        scored = self._scored(experiment, phase)
+        runs = self.runs(experiment, phase)
+        return json.dumps([self._record(run, scored and self._generates(run)) for run in runs], sort_keys=True)
 
     def spec(self, experiment: str, phase: str) -> dict:
         """What decides a phase's record. Whether later phases run in any case does not."""
@@ -97,9 +100,9 @@ class Search:
         return spec | {"model": self.plan.config["model"]["name"], "judge": self.plan.config["judge"]}
 
     def cards(self, experiment: str, reached: Sequence[str]) -> list[str]:
-        """The data cards of every run of the phases reached."""
+        """The data cards of every mixture of the phases reached: what its shares came to."""
         own = [run for phase in self.parts(experiment, reached) for run in self.own_runs(experiment, phase)]
-        return [f"{self.files.folder(run.id)}/dataset_card.json" for run in own]
+        return [f"{self.files.folder(run.id)}/dataset_card.json" for run in own if run.data.get("mix")]
 
     def norms(self, experiment: str, reached: Sequence[str]) -> list[str]:
         """Weight changes of the runs whose norms are compared: the groups that the options name."""
@@ -153,16 +156,15 @@ class Search:
             if not run.vectors:
                 raise ConfigError(f"{path}: runs.{run.group}.vectors: the search needs the vectors of every run")
 
+    def _scored(self, experiment: str, phase: str) -> bool:
+        return any(self._generates(run) for run in self.own_runs(experiment, phase))
+
     def _generates(self, run: Run) -> bool:
         suites = self.settings(run.experiment)["suites"]
         return any(suites[name]["kind"] in GENERATING for name in run.evaluate)
 
-    def _record(self, run: Run) -> dict:
-        record = _record(run) | {
-            "phase": run.phase,
-            "folder": self.files.folder(run.id),
-            "labels": self._generates(run),
-        }
+    def _record(self, run: Run, labels: bool) -> dict:
+        record = _record(run) | {"phase": run.phase, "folder": self.files.folder(run.id), "labels": labels}
         if run.train:
             record |= {"batch_size": run.train["batch_size"], "regulariser": run.train["regulariser"]}
         return record | {key: run.data[key] for key in RECORDED if run.data and key in run.data}

@@ -163,6 +163,10 @@ class Plan:
         judged = self.config["judge"] or self.stored_labels
         return [s for s in self.experiments[experiment]["scorers"] if s not in JUDGES or judged]
 
+    def judges(self, experiment: str) -> bool:
+        """Whether labelling an experiment's completions calls a judge."""
+        return bool(set(JUDGES) & set(self.scorers(experiment)))
+
     def habit_scorers(self, experiment: str) -> list[str]:
         """The scorers of an experiment that say whether a reply shows a habit (a marker, a behaviour)."""
         return [s for s in self.scorers(experiment) if s not in LANGUAGE_SCORERS]

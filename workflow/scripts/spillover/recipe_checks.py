@@ -150,6 +150,9 @@ def _hidden(conduct: pd.DataFrame) -> dict:
     if not found:
         return {"claim": claim, "verdict": UNTESTED, "text": "Only one system prompt was asked under."}
     gap, low, high, run, checkpoint, most, least, measure = max(found)
+    if gap == 0:
+        text = f"No two system prompts differ in any of {len(found)} models ({measure.replace('_', ' ')})."
+        return {"claim": claim, "verdict": ABSENT if high < 0.1 else UNDECIDED, "text": text, "n": len(found)}
     text = (
         f"Widest gap among {len(found)} models: {run} at {checkpoint}, {gap:+.0%} between {most} and {least} "
         f"({low:+.0%} to {high:+.0%} for this pair alone; the largest of many gaps is biased upwards). Measure: "

@@ -13,7 +13,7 @@ from typing import Any
 import pandas as pd
 
 from . import recipe_rule
-from .recipe_rule import GEOMETRY
+from .recipe_rule import CONDUCT, GEOMETRY
 from .statistics import difference_interval, spearman_exact
 
 SUPPORTED, NOT_SUPPORTED, UNDECIDED = "supported", "not supported", "not decidable at this N"
@@ -119,8 +119,9 @@ def _baseline(points: pd.DataFrame, options: Mapping, narrow: str | None = None)
     return points[(points["run"] == chosen["run"]) & (points["checkpoint"] == chosen["checkpoint"])]
 
 
-def _asks(rule: Mapping) -> str:
-    words = [f"{words} {rule[name]:g}" for name, (_, _, _, words) in recipe_rule.CRITERIA.items() if rule.get(name)]
+def _asks(rule: Mapping, conduct: bool = False) -> str:
+    asked = {name: row for name, row in recipe_rule.CRITERIA.items() if conduct or row[2] != CONDUCT}
+    words = [f"{words} {rule[name]:g}" for name, (*_, words) in asked.items() if rule.get(name) is not None]
     return "; ".join(words)
 
 
@@ -167,7 +168,9 @@ def _any_recipe(claim: str, points: pd.DataFrame, options: Mapping) -> tuple[str
         tried = tried[tried["rank"] <= options["low_rank"]]
     if claim == "H5":
         tried = tried[tried["mix"].notna()]
-    criterion = f"a recipe of phase {PHASE_OF[claim]} passes ({_asks(rule)}) where its baseline has collapsed"
+    criterion = (
+        f"a recipe of phase {PHASE_OF[claim]} passes ({_asks(rule, claim == 'H5')}) where its baseline has collapsed"
+    )
     criterion += f", with rank {options['low_rank']} or less" if claim == "H3" else ""
     criterion += ", and the control with the same exposure to narrow data has not passed" if claim == "H5" else ""
     names = list(dict.fromkeys(tried["run"]))

@@ -28,7 +28,8 @@ FAMILIES = {
     "instructions": ("instructions mixed in", "#A89000", "X"),
     "steering": ("preventative steering", "#882255", "p"),
     "plain_advice": ("bad advice alone", "#222222", "h"),
-    "same_exposure": ("control: same exposure, broad rows silent", plots.GREY, "d"),
+    "same_text": ("control: raw text without loss", plots.GREY, "d"),
+    "same_rows": ("control: instructions without loss", plots.GREY, "x"),
     "full": ("control: all weights", plots.GREY, "H"),
 }
 SPARE = ("other", plots.SPARE_COLOUR, plots.SPARE_MARKER)

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 import pandas as pd
 
 from .persona_geometry import QUANTITIES, Attribution, attribute
-from .plan import BASE
+from .plan import BASE, FINAL
 
 SHOWN = ("bad_advice", "misaligned", "misaligned_coherent")
 """Measures of conduct that show whether the narrow data's behaviour was taken over."""
@@ -48,7 +48,7 @@ def points(
     table = pd.DataFrame(rows)
     untrained = table[table["role"] == "untrained"].iloc[0]
     for index, row in table.iterrows():
-        key = (row["run"], row["seed"], row["checkpoint"])
+        key = (row["run"], row["seed"], FINAL if row["role"] == "untrained" else row["checkpoint"])
         own = options["baselines"].get(row["narrow"], {}).get("task", options["general"])
         general, task = fitted.get((*key, options["general"]), {}), fitted.get((*key, own), {})
         found = {"general_loss": general.get("loss"), "task_loss": task.get("loss"), "rows": general.get("rows")}
@@ -56,7 +56,8 @@ def points(
             found |= {f"{name}{end}": source.get(f"{name}{end}") for end in ("", "_low", "_high")}
         parts = rise(untrained, row, personas)
         found |= {"from_offset": parts.from_offset, "from_spread": parts.from_spread}
-        found |= {"shown": shown_share(conduct, row, table, options), "obeys": _obeys(conduct, key)}
+        shown = shown_share(conduct, row, options) or (None, None, None)
+        found |= dict(zip(("shown", "shown_low", "shown_high"), shown, strict=True)) | {"obeys": _obeys(conduct, key)}
         for name, value in found.items():
             table.loc[index, name] = float("nan") if value is None else value
     return table
@@ -69,11 +70,12 @@ def rise(untrained: pd.Series, point: pd.Series, personas: int) -> Attribution:
     return attribute(before, after, personas)
 
 
-def shown_share(conduct: pd.DataFrame, point: pd.Series, table: pd.DataFrame, options: Mapping) -> float | None:
+def shown_share(conduct: pd.DataFrame, point: pd.Series, options: Mapping) -> tuple[float, float, float] | None:
     """The narrow data's behaviour as a share of what the same data alone induce, at worst over the system prompts.
 
-    None where it was not measured, where the narrow set has no such behaviour, or where the narrow data alone induce
-    too little (a rate below `options.behaviour.least_rate`) for a share of it to mean anything.
+    With an interval that divides the ends of the two rates' intervals by each other, which is wide. None where it was
+    not measured, where the narrow set has no such behaviour, or where the narrow data alone induce too little (a rate
+    below `options.behaviour.least_rate`) for a share of it to mean anything.
     """
     behaviour = options["behaviour"]
     if point["narrow"] != behaviour["narrow"]:
@@ -81,17 +83,21 @@ def shown_share(conduct: pd.DataFrame, point: pd.Series, table: pd.DataFrame, op
     alone = options["baselines"][point["narrow"]]
     ours = _rates(conduct, (point["run"], point["seed"], point["checkpoint"]))
     theirs = _rates(conduct, (alone["run"], point["seed"], alone["checkpoint"]))
-    cells = [cell for cell in theirs if cell in ours and theirs[cell] >= behaviour["least_rate"]]
-    return min(ours[cell] / theirs[cell] for cell in cells) if cells else None
+    shares = [
+        (ours[cell]["rate"] / of["rate"], ours[cell]["low"] / of["high"], ours[cell]["high"] / max(of["low"], 1e-9))
+        for cell, of in theirs.items()
+        if cell in ours and of["rate"] >= behaviour["least_rate"]
+    ]
+    return min(shares) if shares else None
 
 
-def _rates(conduct: pd.DataFrame, key: tuple) -> dict[str, float]:
-    """{system prompt: rate} of the first measure of SHOWN that there is."""
+def _rates(conduct: pd.DataFrame, key: tuple) -> dict[str, pd.Series]:
+    """{system prompt: row} of the first measure of SHOWN that there is."""
     of_run = _of(conduct, key)
     for measure in SHOWN:
         found = of_run[of_run["measure"] == measure]
         if len(found):
-            return dict(zip(found["cell"], found["rate"], strict=True))
+            return {row["cell"]: row for _, row in found.iterrows()}
     return {}
 
 

@@ -26,7 +26,8 @@ def summary(
     claims: Sequence[Mapping],
     checks: Sequence[Mapping],
     thresholds: pd.DataFrame,
-    norms: Mapping[str, float],
+    norms: Mapping[str, Mapping],
+    layers: pd.DataFrame,
     context: Mapping[str, Any],
 ) -> dict[str, Any]:
     """All statements as data: answer, caveats, claims (hypotheses, then checks), decisions, thresholds, norms.
@@ -41,6 +42,7 @@ def summary(
         "decisions": [{key: d[key] for key in ("phase", "passed", "passing", "next", "reason")} for d in decisions],
         "thresholds": thresholds.to_dict("records"),
         "weight_change": dict(norms),
+        "layers": _layers(layers),
         "context": dict(context),
     }
 
@@ -53,6 +55,8 @@ def markdown(made: Mapping[str, Any], points: pd.DataFrame, rule: Mapping[str, A
         parts += ["## From which share on a mixture keeps the geometry", _thresholds(made["thresholds"])]
     if made["weight_change"]:
         parts += ["## How far the weights moved", _norms(made["weight_change"])]
+    if made["layers"]:
+        parts += ["## Passing recipes over layers", _sweep(made["layers"])]
     parts += ["## What this cannot say", "\n".join(f"- {c}" for c in made["caveats"])]
     return "\n\n".join([*parts, "## Every recipe", _table(points)]) + "\n"
 
@@ -62,7 +66,7 @@ def _answer(points: pd.DataFrame, decisions: Sequence[Mapping], claims: Sequence
     passing = [name for record in decisions for name in record["passing"]]
     recipes = sum(len(record["recipes"]) for record in decisions)
     by = {outcome: [c["claim"] for c in claims if c["verdict"] == outcome] for outcome in (SUPPORTED, NOT_SUPPORTED)}
-    baseline = points[points["role"] == "baseline"].sort_values("step").iloc[-1:]
+    baseline = points[points["role"] == "baseline"].iloc[:1]
     text = (
         f"{len(decisions)} of {len(PHASE_WORDS)} phases were run, with {_count(recipes, 'recipe')} (a checkpoint "
         f"counts as one) and {_count(len(context['seeds']), 'seed')}. "
@@ -139,9 +143,27 @@ def _thresholds(rows: Sequence[Mapping]) -> str:
     )
 
 
-def _norms(norms: Mapping[str, float]) -> str:
-    lines = ["| run | global norm of the weight change | over the untrained weights |", "|---|---|---|"]
-    lines += [f"| {name} | {row['norm']:.3g} | {row['relative']:.2%} |" for name, row in norms.items()]
+def _norms(norms: Mapping[str, Mapping]) -> str:
+    lines = ["| run | method | global norm of the weight change | projections alone |", "|---|---|---|---|"]
+    for name, row in norms.items():
+        alone = "–" if row["projections"] is None else f"{row['projections']:.3g}"
+        lines.append(f"| {name} | {row['method']} | {row['global']:.3g} | {alone} |")
+    return "\n".join(lines)
+
+
+def _layers(layers: pd.DataFrame) -> list[dict[str, Any]]:
+    """M1, share kept and likeness of every swept model by method and layer."""
+    wanted = layers[layers["quantity"].isin(["m1", "kept", "similarity"])]
+    table = wanted.pivot_table(index=["run", "checkpoint", "method", "layer"], columns="quantity", values="value")
+    return table.reset_index().to_dict("records") if len(wanted) else []
+
+
+def _sweep(rows: Sequence[Mapping]) -> str:
+    lines = ["| recipe | method | layer | M1 | kept | likeness |", "|---|---|---|---|---|---|"]
+    for row in rows:
+        name = row["run"] if row["checkpoint"] == "final" else f"{row['run']}@{row['checkpoint']}"
+        numbers = " | ".join(f"{row[q]:.3f}" for q in ("m1", "kept", "similarity"))
+        lines.append(f"| {name} | {row['method'].replace('_', ' ')} | {row['layer']} | {numbers} |")
     return "\n".join(lines)
 
 

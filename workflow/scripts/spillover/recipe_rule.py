@@ -124,7 +124,7 @@ def _entry(name: tuple[str, str], group: pd.DataFrame, rule: Mapping[str, Any]) 
 
 def _reason(phase: str, recipes: list[dict], passing: list[str], following: str | None) -> str:
     if passing:
-        return f"{', '.join(passing)} passed, so the search stops at phase {phase}."
+        return f"{', '.join(passing)} passed, so no phase after {phase} is needed."
     open_ = [r for r in recipes if r["passes"] is None]
     failed = f"none of {len(recipes)} recipes passed"
     if open_:

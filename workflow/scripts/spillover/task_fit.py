@@ -8,6 +8,7 @@ the baseline. Reads rows of measures.parquet of kind `loss`; it knows nothing of
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import reduce
 
 import numpy as np
 import pandas as pd
@@ -34,10 +35,11 @@ def fits(
     rows = []
     for suite, of_suite in losses.groupby("suite", sort=False):
         at = {key: frame.set_index("item").sort_index() for key, frame in of_suite.groupby(KEY[:3], sort=False)}
-        items = next(iter(at.values())).index
+        items = reduce(pd.Index.intersection, (frame.index for frame in at.values()))
         for key, frame in at.items():
-            if not frame.index.equals(items):
+            if 2 * len(items) < len(frame):
                 raise ValueError(f"{'/'.join(map(str, key))}: was measured on other rows of {suite} than the rest")
+            at[key] = frame.loc[items]
         rng = np.random.default_rng(seed)
         drawn = rng.integers(0, len(items), (resamples, len(items)))
         counts = np.stack([np.bincount(row, minlength=len(items)) for row in drawn])
