@@ -32,7 +32,12 @@ SETTINGS = {
     "evaluate_as": "adapter",
     "vectors": None,
 }  # fmt: skip
-SPEC = {"model": {"name": "small", "revision": None, "dtype": "float32"}, "judge": None, "engine": {"name": "x"}}
+SPEC = {
+    "model": {"name": "small", "revision": None, "dtype": "float32"},
+    "judge": None,
+    "replay": None,
+    "engine": {"name": "x"},
+}
 
 
 @pytest.fixture(scope="module")
@@ -135,7 +140,7 @@ def test_caveats_count_cut_replies_failed_labels_disagreement_and_missing_cells(
         f"2 of {len(lacking)} (0.4 %) replies were cut at the length limit.",
         f"lingua: 2 of {len(replies)} (0.4 %) labels failed (2 truncated).",
         f"langdetect and lingua disagree on 3 of {len(replies) - 2} (0.5 %) replies that both label.",
-        "1 models lack cells that others have: language_spill/fr_it seed 1 final.",
+        "1 of 4 models lack cells that others have: language_spill/fr_it seed 1 final.",
     ]
 
 
@@ -162,3 +167,9 @@ def test_the_methods_paragraph_follows_from_the_settings():
     assert "labelled by langdetect and lingua;" in text and "judge" not in text
     judged = report_page.methods(SETTINGS, {"name": "Q", "dtype": "x"}, {"model": "claude-haiku-4-5"})
     assert "claude-haiku-4-5 as a judge that sees the reply alone" in judged
+
+
+def test_the_methods_of_a_replay_claim_no_training():
+    text = report_page.methods(SETTINGS, {"name": "Q", "dtype": "x"}, None, {"labels": "stored"})
+    assert text.startswith("Completions and labels were read from files") and "LoRA" not in text
+    assert "labelled by langdetect and lingua" in text

@@ -228,7 +228,7 @@ function makeTable() {
       const differs = pair && pair.includes(s);
       return plain(differs ? `≠ ${shown}` : shown, differs || failedHere ? "differs" : "");
     },
-    width: 112, responsive: s ? 2 : 0,
+    width: 126, responsive: s ? 2 : 0,
   }));
   table = new Tabulator("#list", {
     data: Array.from({ length: rows }, (_, i) => ({ i })),

@@ -592,7 +592,7 @@ class Files:
 
     def report_spec(self) -> dict:
         """The shared settings and those of every experiment, and what decided each closing analysis."""
-        shared = {key: self.plan.config[key] for key in ("model", "engine", "judge", "translator", "sources")}
+        shared = {key: self.plan.config[key] for key in ("model", "engine", "judge", "translator", "sources", "replay")}
         decided = {name: self.closing_spec(name)["runs"] for name in self.plan.experiments}
         return shared | {"experiments": self.plan.experiments, "runs": decided}
 
