@@ -324,7 +324,7 @@ def test_every_difference_from_the_published_cells_is_stated(printed):
     assert (row["learning_rate"], row["regime"], row["published_regime"]) == (5e-6, "collapsed", "selective")
     assert found["differences"]["compared"] == 2 and len(found["differences"]["unmeasured"]) == 23
     text = sweep_report.markdown(found)
-    assert "5e-06 with 10 epochs (published 5e-06): collapsed here, selective there" in text
+    assert "5e-06, epochs 10 (published 5e-06): collapsed here, selective there" in text
     assert "Measured here and not published: 1 cells" in text and "Setting, model: small here" in text
     for claim in found["claims"]:
         if claim["verdict"] != "appears":

@@ -44,7 +44,7 @@ def summarise(
         "setting": main,
         "seeds": run["seeds"],
         "protocol": run["protocol"],
-        "replies_per_persona": [int(v) for v in (grid["source_n"].min(), grid["source_n"].max())],
+        "replies_per_persona": [int(v) for v in (pooled["source_n"].min(), pooled["source_n"].max())],
         "answer": _answer(best, pooled),
         "claims": claims,
         "caveats": _caveats(run["seeds"], pooled),
@@ -146,7 +146,7 @@ def sharp(grid: pd.DataFrame) -> dict:
         tested += 1
         turned = above["regime"].iloc[0] in ("leaky", "collapsed")
         flipped += turned
-        stay += [] if turned else [f"{row.learning_rate:g} with {row.epochs:g} epochs"]
+        stay += [] if turned else [f"{row.learning_rate:g} with epochs {row.epochs:g}"]
     if not tested:
         return _claim("one step flips", UNTESTED, "No selective cell has a higher learning rate beside it.")
     last = _last_selective(pooled, rates)
@@ -280,7 +280,7 @@ def _caveats(seeds: Sequence[int], pooled: pd.DataFrame) -> list[str]:
     found = []
     if len(seeds) == 1:
         found.append("One seed: intervals cover the sampling of replies only, not another training run.")
-    found.append("The same prompts serve every cell, so cells are not independent of each other.")
+    found.append("The same prompts and items serve every cell and seed, so these are not independent of each other.")
     unsettled = int((~pooled["settled"]).sum())
     if unsettled:
         found.append(f"In {unsettled} of {len(pooled)} cells the intervals reach into another regime.")

@@ -12,7 +12,7 @@ WRITE_UP = {
     "one step flips": "One step of the learning rate flips it into global emission",
     "saturated collapse": "At high learning rates the marker saturates in every other persona",
     "capability kept": "Multiple-choice accuracy stays the same across the sweep",
-    "pinned cell": "The cell that later experiments use (the write-up's 5e-6 with 20 epochs) is selective",
+    "pinned cell": "The cell that later experiments use is selective",
 }
 QUANTITIES = {
     "source": "the source learns the marker",
@@ -201,7 +201,7 @@ def _differences(summary: dict) -> str:
         f"{found['compared']} cells have the same regime."
     ]
     lines += [
-        f"- {row['learning_rate']:g} with {row['epochs']:g} epochs (published {row['published_learning_rate']:g}): "
+        f"- {row['learning_rate']:g}, epochs {row['epochs']:g} (published {row['published_learning_rate']:g}): "
         f"{row['regime']} here, {row['published_regime']} there; source {_tenths(row['source'])} against "
         f"{_tenths(row['published_source'])}, assistant {_tenths(row['assistant'])} against "
         f"{_tenths(row['published_assistant'])}, largest bystander {_tenths(row['max_bystander'])} against "
@@ -222,7 +222,8 @@ def _differences(summary: dict) -> str:
             f"- Published and not measured here: {len(found['unmeasured'])} cells{_places(found['unmeasured'])}."
         )
     if found["unpublished"]:
-        lines.append(f"- Measured here and not published: {len(found['unpublished'])} cells.")
+        alone = found["unpublished"]
+        lines.append(f"- Measured here and not published: {len(alone)} cells{_places(alone)}.")
     lines += [
         f"- Setting, {SETTINGS[row['setting']]}: {_value(row['here'])} here, {_value(row['published'])} in the "
         "published runs."
@@ -234,7 +235,10 @@ def _differences(summary: dict) -> str:
 def _places(cells: list[dict]) -> str:
     if not cells:
         return ""
-    return ": " + ", ".join(f"{cell['learning_rate']:g} with {cell['epochs']:g}" for cell in cells)
+    rates: dict[float, list[str]] = {}
+    for cell in cells:
+        rates.setdefault(cell["learning_rate"], []).append(f"{cell['epochs']:g}")
+    return ": " + "; ".join(f"{rate:g} with epochs {', '.join(epochs)}" for rate, epochs in rates.items())
 
 
 def _value(value) -> str:
