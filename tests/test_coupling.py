@@ -293,3 +293,48 @@ def test_vectors_of_another_shape_or_without_the_source_are_refused():
         persona_shift.measure(base[:, :5], base, ["villain", "a", "b", "c"], "villain", 0)
     with pytest.raises(ValueError, match="no vectors of the source persona 'x'"):
         persona_shift.measure(base, base, ["villain", "a", "b", "c"], "x", 0)
+
+
+def test_the_programs_make_table_summary_and_figures_from_files(tmp_path):
+    import coupling_figures as figures_program
+    import coupling_summary
+    import coupling_table
+    import marker_rates as rates_program
+
+    runs = made.records()
+    options = made.OPTIONS | {"published": None, "sweep": "marker_sweep"}
+    spec = json.dumps({"options": options, "protocol": "corrected"})
+    at = {n: str(tmp_path / n) for n in ("labels", "rates", "measures", "log", "seeds", "table", "overlap", "shift")}
+    made.labels(runs).to_parquet(at["labels"])
+    measures = {"run": "coupling/base", "seed": 1, "kind": "choices", "item": "a", "correct": True}
+    pd.DataFrame([measures]).to_parquet(at["measures"])
+    (tmp_path / "log").write_text('{"loss": 2.0}\n{"loss": 0.1}\n')
+    overlap = {"first": "coupling/em", "second": "coupling/em_ep20", "seed": 1, "space": "reads", "layer": 0}
+    overlap |= {"overlap": 0.2, "largest_cosine": 0.5, "expected": 0.1, "chance_high": 0.2}
+    pd.DataFrame([overlap]).to_parquet(at["overlap"])
+    shift = {"run": "coupling/em", "seed": 1, "layer": 1, "value": 0.9, "low": 0.8, "high": 1.0}
+    pd.DataFrame([shift | {"quantity": name} for name in persona_shift.QUANTITIES]).to_parquet(at["shift"])
+    manifest = ["--manifest", str(tmp_path / "manifest.json"), "--spec", spec]
+
+    rates_program.main(["--labels", at["labels"], "--scorers", "marker", "style", "--out", at["rates"], *manifest])
+    logs = [at["log"]] * sum("method" in run for run in runs)
+    coupling_table.main(
+        ["--rates", at["rates"], "--labels", at["labels"], "--measures", at["measures"], "--train-logs", *logs]
+        + ["--runs", json.dumps(runs), "--source", "villain", "--seeds", at["seeds"], "--out", at["table"], *manifest]
+    )
+    tables = ["--conditions", at["table"], "--overlap", at["overlap"], "--shift", at["shift"]]
+    published = ["--published", str(ROOT / "resources/published/coupling.yaml")]
+    coupling_summary.main(
+        [*tables, *published, "--model", "a model", "--out", str(tmp_path / "summary.md")]
+        + ["--json", str(tmp_path / "summary.json"), *manifest]
+    )
+    names = [str(tmp_path / f"{n}.png") for n in "abc"]
+    flags = [
+        w for pair in zip(("--headline", "--overlap-figure", "--vectors-figure"), names, strict=True) for w in pair
+    ]
+    figures_program.main([*tables, *published, *flags, *manifest])
+
+    summary = json.loads((tmp_path / "summary.json").read_text(), parse_constant=pytest.fail)
+    assert {claim["verdict"] for claim in summary["claims"]} >= {"appears", "not tested"}
+    assert "pre-baked adapter: the marker sweep was not run" in (tmp_path / "summary.md").read_text()
+    assert all((tmp_path / f"{n}.{kind}").exists() for n in "abc" for kind in ("png", "pdf"))

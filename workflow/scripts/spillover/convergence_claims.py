@@ -277,8 +277,9 @@ def _alike(summary: dict, limits: Limits) -> dict:
 def _ranks(summary: dict, limits: Limits) -> dict:
     name = "sources rank alike"
     across = _tests(summary, "between", arm="B", kind="centred")
-    pooled = _tests(summary, "pooled", arm="B", kind="centred")
+    pooled = [t for t in _tests(summary, "pooled", arm="B", kind="centred") if t["rho"] == t["rho"]]
     clusters = _tests(summary, "clustering", arm="B", variable="assistant_rate")
+    clusters = [t for t in clusters if t["icc"] == t["icc"]]
     if not across:
         return _claim(name, UNTESTED, "Arm B was not run or has no vectors.")
     row = across[0]
@@ -290,7 +291,7 @@ def _ranks(summary: dict, limits: Limits) -> dict:
             f"{p_words(row['min_p'])})"
         ]
     else:
-        verdict, parts = UNDECIDED, [f"{row['n']:.0f} sources (or a leak that does not vary) rank nothing"]
+        verdict, parts = UNDECIDED, ["Too few sources, or a leak that does not vary, rank nothing"]
     for pool in pooled:
         parts.append(
             f"all {pool['points']:.0f} checkpoints as if independent rho {rho_words(pool['rho'])}, p "
@@ -338,7 +339,8 @@ def _steering(summary: dict, limits: Limits) -> dict:
     whole = [r for r in rows if r["source_rate"] > limits.kept * r["source_before"]]
     up, down = ([r for r in whole if r["relation"] == sign] for sign in "><")
     every = {r["source"] for r in up} == {r["source"] for r in rows}
-    verdict = APPEARS if every and not down else ABSENT if whole and not up else UNDECIDED
+    small = bool(whole) and all(r["change_high"] < limits.equal for r in whole)
+    verdict = APPEARS if every and not down else ABSENT if small else UNDECIDED
     text = "; ".join(
         f"{r['source']} at {r['coefficient']:g}: assistant {percent(r['assistant_rate'])} % (change "
         f"{in_points(r['change_low'])} to {in_points(r['change_high'])} points), source {percent(r['source_rate'])} %, "

@@ -54,7 +54,7 @@ def headline(
         _shared_cosine_limits(grid[2])
         for row, label in enumerate([*RATE_TITLES.values(), "cosine to the source"]):
             grid[row, 0].set_ylabel(label)
-        above.legend(*_arm_legend(pooled, paths), loc="outside upper left", ncols=4, columnspacing=1.2)
+        above.legend(*_arm_legend(pooled, paths), loc="outside upper left", ncols=int(width / 2.4), columnspacing=1.2)
         panels = below.subplots(1, 3, width_ratios=[1, 1, 1.55])
         against(panels[0], table, "centred", "cosine to the source")
         against(panels[1], table, "bystander_mean", "breadth: bystanders' mean rate (%)", percent=True)

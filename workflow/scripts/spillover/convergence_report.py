@@ -38,9 +38,10 @@ def markdown(summary: dict, title: str = "Convergence") -> str:
 def _design(design: dict) -> str:
     low, high = design["replies_per_persona"]
     replies = f"{low}" if low == high else f"{low} to {high}"
+    sources = f"{len(design['sources'])} source{'s' * (len(design['sources']) > 1)}"
     seeds = f"seed{'s' * (len(design['seeds']) > 1)} {', '.join(map(str, design['seeds']))}"
     return (
-        f"{len(design['sources'])} sources ({', '.join(design['sources'])}), {seeds}, "
+        f"{sources} ({', '.join(design['sources'])}), {seeds}, "
         f"arms {', '.join(design['arms'])}, checkpoints {', '.join(f'{s:g}' for s in design['steps'])} %. "
         f"{design['personas']} personas, {replies} replies each, scorer {design['scorer']}; {design['errors']} replies "
         f"could not be scored. Cosines: centroids by {design['method'].replace('_', ' ')}, output of decoder block "
