@@ -160,6 +160,13 @@ def test_the_largest_bystander_has_a_bound_for_all_of_them():
     assert row["max_bystander_high"] > statistics.sidak_upper(0, 20, 1)
 
 
+def test_bounds_for_several_rates_at_once_mirror_each_other():
+    assert statistics.sidak_lower(20, 20, 1) == pytest.approx(0.05 ** (1 / 20))
+    assert statistics.sidak_lower(0, 20, 3) == 0
+    assert statistics.sidak_lower(7, 20, 9) == pytest.approx(1 - statistics.sidak_upper(13, 20, 9))
+    assert statistics.sidak_lower(7, 20, 9) < statistics.sidak_lower(7, 20, 1) < 0.35
+
+
 def test_a_source_that_was_not_evaluated_is_refused():
     with pytest.raises(ValueError, match="'pirate' is not among the personas"):
         summarised(marker_labels(VILLAIN, HITS), "pirate")

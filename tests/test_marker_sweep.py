@@ -157,6 +157,7 @@ def test_seeds_are_levels_and_their_regimes_are_told_apart():
     assert (row["n_seeds"], row["source_n"], row["leak"]) == (3, 60, pytest.approx(1 / 3))
     assert (row["regime"], row["seed_regimes"], row["selective_seeds"]) == ("leaky", "selective 2, leaky 1", 2)
     assert (row["leak_min"], row["leak_max"]) == (0, 1)
+    assert not row["settled"]
 
 
 def test_capability_and_replies_are_compared_with_the_untrained_model():

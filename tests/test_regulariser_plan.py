@@ -3,77 +3,86 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import yaml
 from safetensors.numpy import save_file
 from safetensors.torch import load_file
 
 import train as program
 from conftest import ROOT
-from spillover import data
+from spillover import data, expansion
+from spillover.config import ConfigError, read_yaml
 from spillover.expansion import validated
 from spillover.files import Files
-from test_plan import experiments  # noqa: F401
 
-RUN = "recipes/steering/seed42"
-
-
-def regularised(experiments, change, group="steering"):  # noqa: F811
-    def edit(settings):
-        template = settings["runs"][group]
-        template["train"] = change(template.get("train", {}))
-
-    experiments.edit("recipes", edit)
+KL = {"kind": "kl_to_base", "weight": 0.1}
+R3F = {"kind": "r3f", "weight": 0.1, "noise": 1e-3}
+STEERING = {"kind": "steering", "layer": 15, "coefficient": 5.0, "vector": "fr"}
 
 
-def test_every_regulariser_of_the_recipes_has_its_own_settings(experiments):  # noqa: F811
-    kinds = {run.train["regulariser"]["kind"]: run.train["regulariser"] for run in _regularised(experiments.build())}
-    assert kinds["kl_to_base"].keys() == {"kind", "weight"}
-    assert kinds["r3f"].keys() == {"kind", "weight", "noise"}
-    assert kinds["steering"] == {
-        "kind": "steering", "layer": 20, "coefficient": 5.0, "vector": "assistant", "method": "last_prompt_token",
-    }  # fmt: skip
+@pytest.fixture
+def planned(tmp_path):
+    """A function that plans language_spill with further training settings, at a single condition."""
+    folder = tmp_path / "experiments"
+    folder.mkdir()
+    shutil.copy(ROOT / "config/experiments/language_spill.yaml", folder)
+
+    def build(train):
+        path = folder / "language_spill.yaml"
+        settings = read_yaml(path)
+        settings["train"] |= train
+        path.write_text(yaml.safe_dump(settings, sort_keys=False))
+        config = yaml.safe_load((ROOT / "config/config.yaml").read_text()) | {"experiments": {}}
+        return expansion.build(config, folder, resources=str(ROOT / "resources"))
+
+    return build
 
 
-def _regularised(plan):
-    return [run for run in plan.of("recipes") if run.train and run.train["regulariser"]]
+RUN, BASE = "language_spill/fr_it/seed42", "language_spill/base/seed42"
+
+
+@pytest.mark.parametrize("regulariser", [KL, R3F, STEERING])
+def test_a_regulariser_reaches_the_training_with_its_own_settings(planned, regulariser):
+    plan = planned({"regulariser": regulariser})
+    found = plan.train_spec(RUN)["train"]["regulariser"]
+    assert found == regulariser | ({"method": "last_prompt_token"} if regulariser is STEERING else {})
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("regulariser", "message"),
     [
-        ({"kind": "r3f", "weight": 0.1}, "regulariser: the key 'noise' is missing"),
-        ({"kind": "kl_to_base", "weight": 0.1, "noise": 1.0}, "unknown key 'noise'"),
-        ({"kind": "steering", "layer": 3, "coefficient": 1.0, "vector": "villain"}, "layer: 3 is not extracted"),
-        ({"kind": "steering", "layer": 20, "coefficient": 1.0, "vector": "vilain"}, "did you mean 'villain'"),
-        (
-            {"kind": "steering", "layer": 20, "coefficient": 1.0, "vector": "villain", "method": "response_mean"},
-            "method: 'response_mean' is not extracted; add it to vectors.methods",
-        ),
+        ({"kind": "r3f", "weight": 0.1}, "train.regulariser: the key 'noise' is missing"),
+        (KL | {"noise": 1.0}, "unknown key 'noise'"),
+        (KL | {"kind": "kl"}, "'kl' is not possible; Known: kl_to_base, r3f, steering"),
+        (STEERING | {"layer": 3}, "layer: 3 is not extracted; add it to vectors.layers (now [10, 15, 20, 25])"),
+        (STEERING | {"vector": "fra"}, "'fra' is no cell of vectors.languages; did you mean 'fr'"),
+        (STEERING | {"method": "response_mean"}, "method: 'response_mean' is not extracted; add it to vectors.methods"),
     ],
 )
-def test_a_mistake_in_a_regulariser_is_one_sentence(experiments, change, message):  # noqa: F811
-    regularised(experiments, lambda train: {"regulariser": change})
-    assert message in experiments.mistake()
+def test_a_mistake_in_a_regulariser_is_one_sentence(planned, regulariser, message):
+    with pytest.raises(ConfigError) as caught:
+        planned({"regulariser": regulariser})
+    assert message in str(caught.value)
 
 
-@pytest.mark.parametrize("added", [{"regulariser": {"kind": "kl_to_base", "weight": 0.1}}, {"contrast": 0.5}])
-def test_what_needs_an_adapter_is_refused_for_a_full_training(experiments, added):  # noqa: F811
-    regularised(experiments, lambda train: {"method": "full", "regulariser": None} | added)
-    assert "needs the frozen weights under an adapter: use method: lora" in experiments.mistake()
+@pytest.mark.parametrize("added", [{"regulariser": KL}, {"regulariser": R3F}, {"contrast": 0.5}])
+def test_what_needs_an_adapter_is_refused_for_a_full_training(planned, added):
+    with pytest.raises(ConfigError, match="needs the frozen weights under an adapter: use method: lora"):
+        planned({"method": "full"} | added)
 
 
-def test_a_steered_run_waits_for_the_vectors_of_the_untrained_model(experiments):  # noqa: F811
-    plan = experiments.build()
-    files = Files(plan)
-    path = "results/recipes/base/seed42/vectors.safetensors"
+def test_a_steered_run_waits_for_the_vectors_of_the_untrained_model(planned):
+    plan = planned({"regulariser": STEERING})
+    files, path = Files(plan), f"results/{BASE}/vectors.safetensors"
     assert files.steering_files(RUN) == [path] and files.steering_flags(RUN) == f"--steering {path}"
-    assert plan.train_spec(RUN)["steering"] == plan.vectors_spec("recipes/base/seed42")
-    plain = next(run.id for run in plan.of("recipes") if run.group == "kl_to_base")
-    assert files.steering_files(plain) == [] and "steering" not in plan.train_spec(plain)
+    assert plan.train_spec(RUN)["steering"] == plan.vectors_spec(BASE)
+    plain = planned({"regulariser": None})
+    assert Files(plain).steering_files(RUN) == [] and "steering" not in plain.train_spec(RUN)
 
 
 def test_a_run_logs_what_was_added_and_its_manifest_says_how_far_it_was_steered(tmp_path):
@@ -94,7 +103,7 @@ def test_a_run_logs_what_was_added_and_its_manifest_says_how_far_it_was_steered(
     settings = {"learning_rate": 1e-3, "rank": 4, "alpha": 8, "batch_size": 4, "steps": 3, "contrast": 0.5}
     train = validated(settings | {"regulariser": steering}, "experiment", "a test", "train")
     arguments = [
-        "--spec", json.dumps({"train": train, "seed": 3}), "--dataset", str(tmp_path / "dataset.parquet"),
+        "--spec", json.dumps({"train": train, "seed": 3, "parent": {}}), "--dataset", str(tmp_path / "dataset.parquet"),
         "--base", str(ROOT / "resources/small_world/base"), "--name", "small",
         "--adapter", str(tmp_path / "adapter"), "--checkpoints", str(tmp_path / "checkpoints.safetensors"),
         "--train-log", str(tmp_path / "log.jsonl"), "--manifest", str(tmp_path / "train.manifest.json"),

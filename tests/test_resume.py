@@ -27,7 +27,7 @@ TRAIN = validated(
     },
     "experiment", "a test", "train",
 )  # fmt: skip
-SPEC = {"train": TRAIN, "seed": 3}
+SPEC = {"train": TRAIN, "seed": 3, "parent": {}}
 
 
 @pytest.fixture(scope="module")

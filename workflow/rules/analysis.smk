@@ -21,8 +21,10 @@ rule spill_cells:
         spec=of_view(as_spec(FILES.spill_spec)),
         conditions=of_view(FILES.spill_conditions),
         gate=option("max_error_share"),
+        scorers=lambda wildcards: PLAN.scorers(wildcards.experiment),
     shell:
         "{resources.python} workflow/scripts/spill_cells.py --labels {input.labels} --completions {input.completions}"
+        " --scorers {params.scorers}"
         " --experiment {wildcards.experiment} --max-error-share {params.gate}"
         " --conditions {params.conditions:q} --spec {params.spec:q} --out {output.cells}"
         " --agreement {output.agreement} --manifest {output.manifest} > {log} 2>&1"
@@ -173,7 +175,7 @@ rule spill_summary:
     input:
         cells="<analysis>/cells-matrix.parquet",
         agreement="<analysis>/agreement-matrix.parquet",
-        tests="<analysis>/spill_tests.parquet",
+        tests=of(FILES.spill_tests, "experiment"),
         code=code("spill_summary"),
     output:
         text="<language_spill>/summary.md",

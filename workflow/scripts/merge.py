@@ -33,13 +33,14 @@ def main(argv: list[str] | None = None) -> None:
     shutil.rmtree(unfinished, ignore_errors=True)
     try:
         adapters.check_scale(adapters.read(args.adapter), adapters.trained_with(spec), args.adapter)
-        report = adapters.merge(
-            models.local_folder(args.base, args.revision),
-            args.adapter,
-            unfinished,
-            keep=adapters.keeping(applied, models.depth(args.base, args.revision)),
-            scale=applied.get("scale", 1.0),
-        )
+        with provenance.writing(args.out, unfinished):
+            report = adapters.merge(
+                models.local_folder(args.base, args.revision),
+                args.adapter,
+                unfinished,
+                keep=adapters.keeping(applied, models.depth(args.base, args.revision)),
+                scale=applied.get("scale", 1.0),
+            )
     except (ValueError, FileNotFoundError) as error:
         raise SystemExit(str(error)) from None
     with provenance.atomic_path(args.report) as path, open(path, "w") as f:

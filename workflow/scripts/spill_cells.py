@@ -33,6 +33,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--labels", nargs="+", required=True)
     parser.add_argument("--completions", nargs="*", default=[], help="for the share of replies cut at the length limit")
     parser.add_argument("--conditions", required=True)
+    parser.add_argument("--scorers", nargs="*", help="only their labels; default: all that there are")
     parser.add_argument("--experiment", default="language_spill")
     parser.add_argument("--suite", default="directives")
     parser.add_argument("--denominator", default="all", choices=contamination.DENOMINATORS)
@@ -47,8 +48,9 @@ def main(argv: list[str] | None = None) -> None:
     text = args.conditions
     conditions = pd.DataFrame(json.loads(Path(text[1:]).read_text() if text.startswith("@") else text))
     labels = read(args.labels, args.suite, conditions)
+    labels = labels[labels["scorer"].isin(args.scorers)] if args.scorers else labels
     if labels.empty:
-        raise SystemExit(f"no labels of suite {args.suite!r} in the files given.")
+        raise SystemExit(f"no labels of suite {args.suite!r} by {args.scorers or 'anybody'} in the files given.")
     try:
         cells = contamination.contamination_cells(
             labels,

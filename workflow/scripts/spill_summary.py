@@ -18,7 +18,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--cells", required=True)
     parser.add_argument("--agreement", required=True)
-    parser.add_argument("--tests")
+    parser.add_argument("--tests", nargs="?", help="a replay has none")
     parser.add_argument("--title", default="Language spill")
     parser.add_argument("--label-source", default="langdetect")
     parser.add_argument("--learning-rate", type=float, help="needed when conditions were trained at several")

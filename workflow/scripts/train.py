@@ -97,30 +97,35 @@ def main(argv: list[str] | None = None) -> None:
         def save(label: str, step: int) -> None:
             store.keep(label, training.adapter_state(model))
 
-        totals = training.train(
-            model,
-            rows,
-            settings,
-            seed,
-            args.token_budget,
-            report,
-            save,
-            batching=args.batching,
-            store=store,
-            processes=processes,
-            computing=getattr(torch, args.dtype),
-            shift=shift,
-            strata=data.strata(table),
-        )
+        try:
+            totals = training.train(
+                model,
+                rows,
+                settings,
+                seed,
+                args.token_budget,
+                report,
+                save,
+                batching=args.batching,
+                store=store,
+                processes=processes,
+                computing=getattr(torch, args.dtype),
+                shift=shift,
+                strata=data.strata(table),
+            )
+        except torch.OutOfMemoryError as error:
+            raise SystemExit(str(error)) from None
     folder = Path(args.model or args.adapter)
     unfinished = folder / ".unfinished"
     if full:
-        training.write_model(model, tokenizer, unfinished, getattr(torch, args.dtype), processes)
+        with provenance.writing(folder, unfinished):
+            training.write_model(model, tokenizer, unfinished, getattr(torch, args.dtype), processes)
     else:
-        training.write_adapter(model, unfinished)
-        states = store.kept()
-        if args.under:
-            states = stacked(args.under, unfinished, states)
+        with provenance.writing(folder, unfinished):
+            training.write_adapter(model, unfinished)
+            states = store.kept()
+            if args.under:
+                states = stacked(args.under, unfinished, states)
         kept = {f"{label}/{k}": tensor for label, part in states.items() for k, tensor in part.items()}
         with provenance.atomic_path(args.checkpoints) as path:
             save_file(kept, path, metadata={"labels": json.dumps(settings["checkpoints"])})

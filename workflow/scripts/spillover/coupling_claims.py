@@ -114,14 +114,14 @@ def prebaked_fails(main: pd.DataFrame) -> dict:
 
 
 def epochs_do_not_help(main: pd.DataFrame, options: Mapping) -> dict:
-    """Longer coupling does not bring the habit back."""
+    """Longer coupling does not bring the habit back: a sure gain counts once the habit is no longer destroyed."""
     name, texts, gains = "more epochs do not help", [], []
     for first in _firsts(main):
         rows = select(main, first=first, arm=SCRATCH).sort_values("epochs")
         if len(rows) < 2:
             continue
         gain = coupling.difference(rows.iloc[-1], rows.iloc[0])
-        gains.append(gain)
+        gains.append(gain | {"verdict": rows.iloc[-1]["verdict"]})
         texts.append(
             f"{NAMES.get(first, first)}: {rows.iloc[0]['epochs']:g} epochs {_rate(rows.iloc[0])}, "
             f"{rows.iloc[-1]['epochs']:g} epochs {_rate(rows.iloc[-1])}, gain {_interval(gain)}"
@@ -129,8 +129,9 @@ def epochs_do_not_help(main: pd.DataFrame, options: Mapping) -> dict:
     if not gains:
         return _claim(name, NOT_TESTED, "Only one number of epochs was run after a first fine-tune.")
     verdict = APPEARS if all(g["high"] < options["margin"] for g in gains) else UNDECIDED
-    verdict = ABSENT if any(g["low"] > 0 for g in gains) else verdict
-    return _claim(name, verdict, "; ".join(texts) + ".", max(gains, key=lambda g: g["estimate"]))
+    verdict = ABSENT if any(g["low"] > 0 and g["verdict"] != "destroyed" for g in gains) else verdict
+    most = max(gains, key=lambda g: g["estimate"])
+    return _claim(name, verdict, "; ".join(texts) + ".", {key: most[key] for key in ("estimate", "low", "high")})
 
 
 def loss_without_expression(main: pd.DataFrame) -> dict:

@@ -284,10 +284,11 @@ def _caption(table: pd.DataFrame) -> str:
     coupled = table[table["arm"] != NONE]
     n = sorted(set(coupled["n"]))
     count = f"{n[0]}" if len(n) == 1 else f"{n[0]} to {n[-1]}" if n else "0"
+    seeds = plots.seed_words(sorted(set(coupled["seeds"])))
     text = (
-        f"N = {count} replies of the source persona a point, {plots.seed_words(sorted(set(coupled['seeds'])))}; lines "
-        "are 95 % intervals over questions and replies (and seeds, where there are several), never below than Wilson's. "
-        "Short lines: the same coupling without a first fine-tune (grey) and after the whole one (dashed)."
+        f"N = {count} replies of the source persona a point, {seeds}. Lines: 95 % intervals over questions, replies "
+        "and, if there are several, seeds; never narrower than Wilson's. Short lines: the same coupling without a first "
+        "fine-tune (grey) and after the whole one (dashed)."
     )
     return "\n".join(textwrap.wrap(text, 190))
 

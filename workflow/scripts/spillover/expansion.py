@@ -12,7 +12,7 @@ import json
 import re
 from pathlib import Path
 
-from spillover import prompts
+from spillover import prompts, replay_plan
 from spillover.config import ConfigError, closest, merge, number_as_text, read_yaml, schema, validated
 from spillover.plan import BASE, FINAL, MARKER_SCORERS, Model, Plan, Run, data_sources
 
@@ -67,7 +67,7 @@ def build(config: dict, folder: str | Path, where: str = "config/config.yaml", r
     plan = Plan(config, experiments, runs, selected, known.further_personas)
     _check_parents(plan, files)
     _check_held_out(plan, files)
-    return plan
+    return replay_plan.limited(plan, where)
 
 
 def _settings(path: Path, override: dict, where: str) -> dict:
@@ -551,7 +551,7 @@ def _check_held_out(plan: Plan, files: dict) -> None:
         suites = plan.experiments[run.experiment]["suites"]
         losses = {name: suites[name] for name in run.evaluate if suites[name]["kind"] == "loss"}
         for data in (a.data for a in plan.lineage(run.id) if a.data and a.data["kind"] == "conversations"):
-            last = data["skip"] + data["rows"] if "rows" in data else None
+            last = data["skip"] + data["rows"] if data["rows"] else None
             for name, suite in losses.items():
                 if suite["source"] == data["source"] and (last is None or last > suite["skip"]):
                     used = f"up to row {last}" if last else "without a limit (data.rows)"

@@ -379,6 +379,10 @@ class Files:
         scorers = self.plan.scorers(run.experiment)
         folder = self.folder(run_id)
         kinds = {settings["suites"][name]["kind"] for name in run.evaluate}
+        if self.plan.replayed is not None:
+            return [
+                f"{folder}/labels.parquet" if scorers or self.plan.stored_labels else f"{folder}/completions.parquet"
+            ]
         files = [f"{folder}/dataset_card.json"] if run.data else []
         if kinds & set(GENERATING):
             files.append(f"{folder}/labels.parquet" if scorers else f"{folder}/completions.parquet")
@@ -398,7 +402,7 @@ class Files:
             first = settings["phases"][:1]
             wanted = [self.plan.runs[i] for i in self.plan.selected if self.plan.runs[i].experiment == name]
             files += [f for run in wanted if run.phase is None or [run.phase] == first for f in self.finished(run.id)]
-        return files + self.headlines() + [f"{self.root}/claims.md"]
+        return files + self.headlines() + [f"{self.root}/claims.md"] + self.comparisons()
 
     def closing_outputs(self, experiment: str) -> list[str]:
         """What the closing analysis of an experiment makes, the headline figure first."""
@@ -421,8 +425,7 @@ class Files:
 
     def closing_runs(self, experiment: str) -> list[Run]:
         """The untrained model (once a seed) and every selected run of an experiment."""
-        seeds = self.plan.experiments[experiment]["seeds"]
-        return [*(self.plan.runs[f"{experiment}/{BASE}/seed{seed}"] for seed in seeds), *self.plan.of(experiment)]
+        return [*self.plan.bases(experiment), *self.plan.of(experiment)]
 
     def closing_files(self, experiment: str, file: str) -> list[str]:
         """One file of every run that is evaluated: completions.parquet, labels.parquet, measures.parquet."""
@@ -493,6 +496,37 @@ class Files:
         made["top_p"] = settings["suites"][settings["options"]["suite"]]["top_p"]
         design = {"protocol": settings["protocol"], "seeds": settings["seeds"], "model": self.base["name"]}
         return json.dumps(design | {"settings": made}, sort_keys=True)
+
+    # A replay: completions or labels from elsewhere
+
+    def replayed_file(self, run_id: str) -> str:
+        return self.plan.replayed[run_id]
+
+    def replayed_beside(self, run_id: str, file: str) -> str:
+        """Another artefact of a replayed run, from the folder that its completions come from."""
+        return str(Path(self.plan.replayed[run_id]).with_name(file))
+
+    def replayed_suite(self, run_id: str) -> str:
+        """The suite of rows that name none: the first that the run answers."""
+        return self.plan.runs[run_id].evaluate[0]
+
+    def comparisons(self) -> list[str]:
+        """What a replay says beside its original, per experiment."""
+        if self.plan.replayed is None:
+            return []
+        known = {Path(path).parts[-3] for path in self.summaries()}
+        return [f"{self.root}/{name}/analysis/comparison.md" for name in self.plan.experiments if name in known]
+
+    def compared_files(self, experiment: str) -> dict:
+        """Both summaries and, where the original has one, both cell tables."""
+        files = {"after": [f"{self.root}/{experiment}/analysis/summary.json"]}
+        if folder := self.plan.config["replay"]["compare"]:
+            files["before"] = [f"{folder}/{experiment}/analysis/summary.json"]
+            tables = self.cell_table(experiment)
+            before = [str(Path(folder, Path(table).relative_to(self.root))) for table in tables]
+            if before and Path(before[0]).is_file():
+                files["cells"] = before + tables
+        return files
 
     # The report and the completions browser
 
@@ -586,7 +620,8 @@ class Files:
 
     def spill_outputs(self, experiment: str) -> list[str]:
         """Closing files of a spill experiment; a judge adds its matrix, further doses theirs."""
-        names = ["spill_matrix.png", "summary.md", "pca.png", "cosine.png", "spill_join.png"]
+        names = ["spill_matrix.png", "summary.md"]
+        names += ["pca.png", "cosine.png", "spill_join.png"] if self.spill_tests(experiment) else []
         names += ["judge_matrix.png"] if "judge" in self.plan.scorers(experiment) else []
         names += ["dose_response.png"] if self.plan.of(experiment, "dose") else []
         return [f"{self.root}/{experiment}/analysis/{name}" for name in names]
@@ -596,8 +631,12 @@ class Files:
 
     def spill_inputs(self, experiment: str, view: str, file: str) -> list[str]:
         """One file of the untrained model (per seed) and of every run behind a view."""
-        bases = [f"{experiment}/{BASE}/seed{seed}" for seed in self.plan.experiments[experiment]["seeds"]]
-        return [f"{self.folder(i)}/{file}" for i in [*bases, *(run.id for run in self.spill_runs(experiment, view))]]
+        runs = [*self.plan.bases(experiment), *self.spill_runs(experiment, view)]
+        return [f"{self.folder(run.id)}/{file}" for run in runs]
+
+    def spill_tests(self, experiment: str) -> list[str]:
+        """The tests of distance and geometry, which need the untrained model's vectors: none in a replay."""
+        return [] if self.plan.replayed is not None else [f"{self.root}/{experiment}/analysis/spill_tests.parquet"]
 
     def spill_spec(self, experiment: str, view: str) -> dict:
         return self.plan.analysis_spec(experiment, VIEWS[view])

@@ -102,17 +102,24 @@ class Plan:
         runs: dict[str, Run],
         selected: list[str],
         further_personas: frozenset[str] = frozenset(),
+        replayed: dict[str, str] | None = None,
     ):
         self.config = config
         self.further_personas = further_personas  # ids of further_personas.yaml
         self.experiments = experiments
         self.runs = runs
         self.selected = selected
+        self.replayed = replayed  # in a replay: the file that each run's completions or labels come from
 
     def of(self, experiment: str, group: str | None = None) -> list[Run]:
         """The selected runs of an experiment (without `base`), optionally of one group."""
         runs = [self.runs[i] for i in self.selected if self.runs[i].experiment == experiment]
         return [r for r in runs if r.name != BASE and (group is None or r.group == group)]
+
+    def bases(self, experiment: str) -> list[Run]:
+        """The untrained model, once a seed; in a replay only where there is a file of it."""
+        runs = [self.runs[f"{experiment}/{BASE}/seed{seed}"] for seed in self.experiments[experiment]["seeds"]]
+        return [run for run in runs if self.replayed is None or run.id in self.replayed]
 
     def lineage(self, run_id: str) -> list[Run]:
         """The chain of runs from the untrained model to this run."""
@@ -152,8 +159,9 @@ class Plan:
         return self.translation_spec(language) | gates
 
     def scorers(self, experiment: str) -> list[str]:
-        """Who labels an experiment's completions: its list, without judges where none is configured."""
-        return [s for s in self.experiments[experiment]["scorers"] if s not in JUDGES or self.config["judge"]]
+        """Who labels an experiment's completions: its list, without judges where none is configured or stored."""
+        judged = self.config["judge"] or self.stored_labels
+        return [s for s in self.experiments[experiment]["scorers"] if s not in JUDGES or judged]
 
     def judges(self, experiment: str) -> bool:
         """Whether labelling an experiment's completions calls a judge."""
@@ -162,6 +170,11 @@ class Plan:
     def habit_scorers(self, experiment: str) -> list[str]:
         """The scorers of an experiment that say whether a reply shows a habit (a marker, a behaviour)."""
         return [s for s in self.scorers(experiment) if s not in LANGUAGE_SCORERS]
+
+    @property
+    def stored_labels(self) -> bool:
+        """Whether labels are those of the replayed files, not made again."""
+        return self.replayed is not None and self.config["replay"]["labels"] == "stored"
 
     def data_spec(self, run_id: str) -> dict:
         """What decides a run's data set: builder settings, seed, sources and the model that wrote its replies."""
@@ -243,6 +256,8 @@ class Plan:
         run = self.runs[run_id]
         experiment = self.experiments[run.experiment]
         suites = {name: _asked(experiment["suites"][name]) for name in run.evaluate}
+        if self.replayed is not None:
+            return {"replayed": self.replayed.get(run_id), "suites": suites, "seed": run.seed}
         spec = {
             "model": self.model_spec(Model(run_id)),
             "checkpoints": run.checkpoints,
@@ -257,6 +272,8 @@ class Plan:
 
     def labels_spec(self, run_id: str) -> dict:
         experiment = self.runs[run_id].experiment
+        if self.stored_labels:
+            return {"completions": self.completions_spec(run_id), "labels": "stored"}
         scorers = self.scorers(experiment)
         spec = {"completions": self.completions_spec(run_id), "scorers": scorers}
         if set(MARKER_SCORERS) & set(scorers):
@@ -294,7 +311,7 @@ class Plan:
         """
         settings = self.experiments[experiment]
         runs = [r for group in groups for r in self.of(experiment, group)]
-        bases = [self.runs[f"{experiment}/{BASE}/seed{seed}"] for seed in settings["seeds"]]
+        bases = self.bases(experiment)
         return {
             "title": settings["title"],
             "protocol": settings["protocol"],

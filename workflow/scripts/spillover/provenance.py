@@ -10,12 +10,14 @@ out on purpose, so a manifest can be published.
 from __future__ import annotations
 
 import dataclasses
+import errno
 import hashlib
 import json
 import math
 import os
 import platform
 import resource
+import shutil
 import subprocess
 import sys
 import time
@@ -25,6 +27,8 @@ from datetime import UTC, datetime, timedelta
 from importlib import metadata
 from pathlib import Path
 from typing import Any
+
+from spillover.errors import UserError
 
 SCRIPTS = Path(__file__).resolve().parents[1]
 ROOT = SCRIPTS.parents[1]
@@ -62,17 +66,41 @@ def atomic_path(out: str | Path) -> Iterator[Path]:
     """Yield a temporary path beside `out`; it becomes `out` when the block ends well and is removed when it does not.
 
     The suffix is kept, because matplotlib and others choose the format by it. A reader therefore never sees half a
-    file, and a job that was killed leaves no output that looks finished.
+    file, and a job that was killed leaves no output that looks finished. A full disk is a UserError naming `out`.
     """
     out = Path(out)
     out.parent.mkdir(parents=True, exist_ok=True)
     temporary = out.with_name(f".{out.stem}.{os.getpid()}.tmp{out.suffix}")
-    try:
+    with writing(out, temporary):
         yield temporary
         os.replace(temporary, out)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def writing(out: str | Path, temporary: Path) -> Iterator[None]:
+    """Within the block `temporary`, a file or folder, is written for `out`; it is removed when the block fails.
+
+    A full disk is one sentence naming `out`.
+    """
+    try:
+        yield
+    except BaseException as error:
+        if temporary.is_dir():
+            shutil.rmtree(temporary, ignore_errors=True)
+        else:
+            temporary.unlink(missing_ok=True)
+        if _is_full(error):
+            raise UserError(
+                f"{out}: no room to write it ({error}): free some on that disk or raise the quota, and run the same "
+                "command again; nothing half-written was left"
+            ) from None
         raise
+
+
+def _is_full(error: BaseException) -> bool:
+    """A full disk or quota: of Python's own writers, or of safetensors, whose error has only a text."""
+    full = (errno.ENOSPC, errno.EDQUOT)
+    return getattr(error, "errno", None) in full or any(f"(os error {number})" in str(error) for number in full)
 
 
 class Clock:

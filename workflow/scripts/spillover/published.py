@@ -27,7 +27,7 @@ def read_completions(path: str | Path, registry: Registry, run: str) -> pd.DataF
 
     What the files do not record is missing, not invented: finish_reason, token counts and per-sample seeds are null.
     """
-    document = _read(path)
+    document = read(path)
     rows = []
     for prompt, texts in document["completions"].items():
         cell, item = parse_directive(prompt, registry)
@@ -51,7 +51,7 @@ def read_labels(path: str | Path, registry: Registry, run: str) -> pd.DataFrame:
     says how (transport for an HTTP error, refusal for an empty reply, truncated for cut-off JSON); a summary alone
     keeps no replies, so its failures are "schema".
     """
-    document = _read(path)
+    document = read(path)
     summary = document.get("summary", document)
     judged = {language.judge: code for code, language in registry.languages.items() if language.judge}
     judge_id = f"judge {summary['judge_model']}, as published"
@@ -87,7 +87,7 @@ def read_marker_sweep(path: str | Path) -> tuple[pd.DataFrame, pd.DataFrame, pd.
     all replies of a persona stand as one item. Runs are named as this project names them.
     """
     rates, choices, runs = [], [], []
-    for cell in _read(path):
+    for cell in read(path):
         config, measured = cell["config"], cell["eval"]
         run = f"marker_sweep/{config['source']}_lr{config['lr']}_ep{config['epochs']}"
         key = {"run": run, "seed": config["seed"], "checkpoint": "final"}
@@ -136,6 +136,7 @@ def _key(summary: dict, run: str, prompt: str, cell: str, item: str, sample: int
     }
 
 
-def _read(path: str | Path) -> dict:
+def read(path: str | Path) -> dict:
+    """A result file as it is."""
     with open(path, encoding="utf-8") as file:
         return json.load(file)

@@ -209,6 +209,7 @@ def summarise(
         "means": means[means["directive"].notna()].to_dict("records"),
         "own_cells": trained[trained["role"].isin(["trained", "correct", "control"])].to_dict("records"),
         "spilling": mismatched[mismatched["spills"]].sort_values("rate", ascending=False).to_dict("records"),
+        "untrained": bool((pooled["role"] == "base").any()),
         "bystander_cells": len(mismatched),
         "control": control.to_dict("records"),
         "symmetry": pairs.to_dict("records"),

@@ -59,9 +59,13 @@ def _design(summary: dict) -> str:
 
 def _spilling(summary: dict) -> str:
     cells, total = summary["spilling"], summary["bystander_cells"]
+    limit = "the high end of the untrained model's for the same directive and completion language"
+    if not summary["untrained"]:
+        margin = _cell(summary["thresholds"]["control_margin"])
+        limit = f"{margin} %, the margin for a control, since there is no untrained model to compare with"
     lead = (
         f"{len(cells)} of {total} bystander cells of mismatched conditions spill: the low end of their 95 % interval "
-        "lies above the high end of the untrained model's for the same directive and completion language."
+        f"lies above {limit}."
     )
     means = [
         "| condition | trained | correct | bystanders, mean | 95 % | largest bystander | regime |",

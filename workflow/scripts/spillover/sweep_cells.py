@@ -10,7 +10,8 @@ limits:
 * under-trained: else.
 
 The limits are compared with measured rates; `settled` says whether the regime stays the same anywhere within the
-intervals of the three rates. The module knows nothing of models, files or figures.
+intervals of the three rates, and, where seeds are added up, whether every seed has the same. The module knows nothing
+of models, files or figures.
 """
 
 from __future__ import annotations
@@ -113,6 +114,8 @@ def cells(
         options,
     )  # fmt: skip
     pooled = pooled.merge(_over_seeds(each), on="run", how="left")
+    # intervals of added-up counts say nothing about how trainings differ; the seeds' own regimes do
+    pooled["settled"] &= ~pooled["seed_regimes"].str.contains(",")
     table = pd.concat([each, pooled], ignore_index=True)
     return runs.merge(table, on="run").sort_values(["setting", *DOSE, "seed"], kind="stable").reset_index(drop=True)
 

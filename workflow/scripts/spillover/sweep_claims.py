@@ -113,8 +113,8 @@ def clean_band(grid: pd.DataFrame) -> dict:
         verdict = APPEARS if 2 * some > len(per_seed) else UNDECIDED
     settled = int(found["settled"].sum())
     text = (
-        f"{len(found)} of {len(pooled)} cells are selective with all seeds together; in {settled} of them no value "
-        f"within the intervals of the rates would be another regime. {some} of {len(per_seed)} seeds have such a cell."
+        f"{len(found)} of {len(pooled)} cells are selective with all seeds together, {settled} of them settled (the "
+        f"same in every seed and anywhere within the intervals). {some} of {len(per_seed)} seeds have a selective cell."
     )
     return _claim("clean band", verdict, text, n=len(per_seed))
 

@@ -66,7 +66,7 @@ def _limits(summary: dict) -> str:
         f"Collapsed: the mean over all personas but the source reaches {_percent(limits['collapse'])}. Leaky: else, "
         f"some other persona exceeds {_percent(limits['leak'])}. Selective: else, the source reaches "
         f"{_percent(limits['learned'])}. Under-trained: else. {counts}. A regime with “?” would be another one "
-        "somewhere within the intervals of its rates."
+        "somewhere within the intervals of its rates, or is another one in some seed."
     )
 
 
