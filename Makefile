@@ -51,6 +51,14 @@ demo-all: environment  ## everything at small scale: more learning rates, from b
 	@$(SNAKEMAKE) all $(SMALL) --configfile config/small.yaml config/small_all.yaml $(OVERLAY) --logger progress
 	[ "$(OVERLAY)" ] || echo "The dose response: results/small/language_spill/analysis/dose_response.png"
 
+.PHONY: demo-marker-seeds
+demo-marker-seeds: environment  ## the marker sweep over three seeds
+	@$(SNAKEMAKE) results/small-marker-seeds/marker_sweep.png \
+		results/small-marker-seeds/marker_sweep/analysis/summary.md $(SMALL) --logger progress \
+		--configfile config/small.yaml config/small_all.yaml config/small_marker_seeds.yaml
+	echo "The sweep:     results/small-marker-seeds/marker_sweep.png"
+	echo "What it shows: results/small-marker-seeds/marker_sweep/analysis/summary.md"
+
 .PHONY: base
 base: environment  ## train the small world's base model anew: RECIPE=full on a GPU, cpu on a laptop
 	@$(SNAKEMAKE) base_model $(SMALL) --config 'model={"recipe": "$(RECIPE)"}' --logger progress
@@ -90,7 +98,7 @@ report: environment  ## one offline page with the answers, and pages to read eve
 .PHONY: status
 status: environment  ## how far: runs done, running and failed, time left, money spent (PROFILE=... CONFIGS=... TARGETS=...)
 	@$(RUN) $(BIN)/python workflow/scripts/status.py --profile $(PROFILE) $(if $(CONFIGS),--configfile $(CONFIGS)) \
-		$(OPTIONS) -- $(TARGETS)
+		$(OPTIONS) -- $(TARGETS) || true  # a failed job is told in the text
 
 .PHONY: code-inputs
 code-inputs: environment  ## write workflow/code_inputs.yaml anew from the programs' imports

@@ -31,6 +31,7 @@ include: "workflow/rules/report.smk"
 localrules:
     all,
     headline_figure,
+    inspect_logs,
 
 
 onstart:

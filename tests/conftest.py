@@ -14,6 +14,8 @@ from snakemake.api import SnakemakeApi
 from snakemake.logging import logger
 from snakemake.settings.types import ConfigSettings, DAGSettings, OutputSettings, ResourceSettings
 
+from browsing import chromium, opened  # noqa: F401
+
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = ("config/small.yaml",)
 SMALL_FIGURE = "results/small/spill_matrix.png"
@@ -91,6 +93,8 @@ class Workflow:
         """
         for job in self.jobs(*targets):
             for output in map(self.path.joinpath, job.output):
+                if not output.suffix and output.parent.name == "merged":  # a folder
+                    output.mkdir(parents=True, exist_ok=True)
                 output.parent.mkdir(parents=True, exist_ok=True)
                 if not output.exists():
                     output.write_text(content(str(output.relative_to(self.path))))

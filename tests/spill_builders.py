@@ -75,3 +75,15 @@ def three_conditions(seeds=(1,), learning_rates=(None,)):
                 run_of("fr", "fr", {}, name=f"fr_fr{tag}", **extra),
             ]
     return experiment(*runs)
+
+
+def replies_to(labels: pd.DataFrame) -> pd.DataFrame:
+    """A completion for every label; each text says which it is, and one of them what is searched for."""
+    first = labels[labels["scorer"] == labels["scorer"].iloc[0]].reset_index(drop=True)
+    text = [f"{r.run} asked {r.prompt_id}, number {r.sample}: <b>reply</b>" for r in first.itertuples()]
+    wanted = (first["run"] == "language_spill/it_fr") & (first["prompt_id"] == "es/speak_in") & (first["sample"] == 3)
+    text = [f"{t} Une Aiguille dans le foin." if hit else t for t, hit in zip(text, wanted, strict=True)]
+    made = {"system": None, "user": "Speak in " + first["cell"], "sample_seed": 5, "text": text}
+    made |= {"finish_reason": "stop", "prompt_tokens": 4, "completion_tokens": 9}
+    columns = ["run", "seed", "checkpoint", "suite", "prompt_id", "cell", "item", "sample"]
+    return first[columns].assign(**made)

@@ -11,23 +11,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from browsing import chromium, opened  # noqa: F401
-from spill_builders import label_rows, three_conditions
+from spill_builders import label_rows, replies_to, three_conditions
 from spillover import browser, contamination
 
 CELL = "language_spill/fr_it/seed1@final"
-
-
-def replies_to(labels: pd.DataFrame) -> pd.DataFrame:
-    """A completion for every label; each text says which it is, and one of them what is searched for."""
-    first = labels[labels["scorer"] == labels["scorer"].iloc[0]].reset_index(drop=True)
-    text = [f"{r.run} asked {r.prompt_id}, number {r.sample}: <b>reply</b>" for r in first.itertuples()]
-    wanted = (first["run"] == "language_spill/it_fr") & (first["prompt_id"] == "es/speak_in") & (first["sample"] == 3)
-    text = [f"{t} Une Aiguille dans le foin." if hit else t for t, hit in zip(text, wanted, strict=True)]
-    made = {"system": None, "user": "Speak in " + first["cell"], "sample_seed": 5, "text": text}
-    made |= {"finish_reason": "stop", "prompt_tokens": 4, "completion_tokens": 9}
-    columns = ["run", "seed", "checkpoint", "suite", "prompt_id", "cell", "item", "sample"]
-    return first[columns].assign(**made)
 
 
 @pytest.fixture(scope="module")
@@ -103,7 +90,7 @@ def test_only_the_files_that_are_vendored_are_shipped_unchanged(root):
     assert found.pop("README.md") and found == sums
 
 
-def test_a_cell_of_the_matrix_opens_exactly_its_completions(tables, file, opened):  # noqa: F811
+def test_a_cell_of_the_matrix_opens_exactly_its_completions(tables, file, opened):
     completions, _, cells = tables
     page = ready(opened(file))
     row = cells[(cells["run"] == "language_spill/fr_it") & (cells["language"] == "es")].iloc[0]
@@ -118,7 +105,7 @@ def test_a_cell_of_the_matrix_opens_exactly_its_completions(tables, file, opened
     assert "bystander cell" in facts and f"{100 * row['rate']:g} % (95 % interval" in facts
 
 
-def test_search_is_over_whole_replies_in_any_case_and_marks_what_it_found(file, opened):  # noqa: F811
+def test_search_is_over_whole_replies_in_any_case_and_marks_what_it_found(file, opened):
     page = ready(opened(file))
     page.fill("#search", 'aiguille "le foin"')
     page.wait_for_selector("#count:text-matches('^1 of')")
@@ -128,7 +115,7 @@ def test_search_is_over_whole_replies_in_any_case_and_marks_what_it_found(file, 
     assert page.locator(".reply b").count() == 0  # a reply is text, whatever is written in it
 
 
-def test_a_link_leads_to_one_completion_with_its_filters(file, opened):  # noqa: F811
+def test_a_link_leads_to_one_completion_with_its_filters(file, opened):
     page = ready(opened(file))
     page.locator(f'#matrix td button[data-model="{CELL}"][data-cell="pt"]').click()
     page.locator("#list .tabulator-row").nth(4).click()
@@ -138,7 +125,7 @@ def test_a_link_leads_to_one_completion_with_its_filters(file, opened):  # noqa:
     assert other.locator("#model").input_value() == CELL and other.locator("#cell").input_value() == "pt"
 
 
-def test_disagreements_and_failed_labels_can_be_listed_and_stand_out(file, opened):  # noqa: F811
+def test_disagreements_and_failed_labels_can_be_listed_and_stand_out(file, opened):
     page = ready(opened(file))
     page.select_option("#only", "differ")
     assert len(shown(page)) == 2
@@ -152,7 +139,7 @@ def test_disagreements_and_failed_labels_can_be_listed_and_stand_out(file, opene
     assert page.locator("#count").inner_text() != page.evaluate("String(rows)")
 
 
-def test_everything_works_from_the_keyboard(file, opened):  # noqa: F811
+def test_everything_works_from_the_keyboard(file, opened):
     page = ready(opened(file))
     page.locator("#matrix [tabindex='0']").focus()
     for key in ("ArrowDown", "ArrowRight", "ArrowRight", "Enter"):
@@ -168,7 +155,7 @@ def test_everything_works_from_the_keyboard(file, opened):  # noqa: F811
     assert row.get_attribute("aria-selected") == "true" and row.get_attribute("role") == "row"
 
 
-def test_the_parts_have_names_for_a_screen_reader(file, opened):  # noqa: F811
+def test_the_parts_have_names_for_a_screen_reader(file, opened):
     page = ready(opened(file))
     cell = page.get_by_role("button", name=re.compile(r"^fr_it, es: 70 %, 14 of 20 labelled it$"))
     assert cell.count() == 1
@@ -177,13 +164,13 @@ def test_the_parts_have_names_for_a_screen_reader(file, opened):  # noqa: F811
     assert page.locator("#detail").get_attribute("aria-live") == "polite"
 
 
-def test_a_phone_shows_it_without_scrolling_sideways(file, opened):  # noqa: F811
+def test_a_phone_shows_it_without_scrolling_sideways(file, opened):
     page = ready(opened(file, width=390))
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
     assert page.locator("#list .tabulator-row").first.is_visible()
 
 
-def test_a_hundred_thousand_completions_stay_quick(root, tmp_path, opened):  # noqa: F811
+def test_a_hundred_thousand_completions_stay_quick(root, tmp_path, opened):
     runs, cells, samples = [f"big/run{i}" for i in range(25)], [f"persona{i}" for i in range(10)], range(400)
     grid = pd.DataFrame(itertools.product(runs, cells, samples), columns=["run", "cell", "sample"])
     grid = grid.assign(seed=1, checkpoint="final", suite="personas", prompt_id=grid["cell"], item="q")

@@ -310,3 +310,27 @@ def test_several_seeds_are_averaged_before_a_trajectory_is_tested(published_figu
     assert (of_b["n"] == 5).all() and len(of_b) == 2
     last = next(r for r in summary["last"] if r["arm"] == "B" and r["source"] == "villain")
     assert (last["assistant_hits"], last["assistant_n"], last["seeds"]) == (20, 400, 2)
+
+
+def test_a_push_that_breaks_the_source_too_decides_nothing(published_figures):
+    def hits(record, step, persona):
+        return (
+            0
+            if record["group"] in ("base", "arm_a", "steered")
+            else 160
+            if persona == record["fields"]["source"]
+            else 2
+        )
+
+    _, _, _, summary = analysed(hits, published_figures, coefficients=(1.0,))
+    claim = next(c for c in summary["claims"] if c["claim"] == "steering raises leakage")
+    assert claim["verdict"] == "undecided" and "the push breaks the replies" in claim["text"]
+
+
+@pytest.mark.parametrize(("replies", "verdict"), [(200, "does not appear"), (10, "undecided")])
+def test_a_push_without_effect_is_absent_only_where_the_interval_is_narrow(published_figures, replies, verdict):
+    """No reply of the assistant holds the marker with or without the push; ten replies cannot tell that from 20 %."""
+    row = {"source": "villain", "coefficient": 1.0, "source_rate": 0.9, "source_before": 0.9, "assistant_rate": 0.0}
+    sign, low, high = convergence_tables.relation((0, replies), (0, replies))
+    row |= {"relation": sign, "change_low": low, "change_high": high, "bystander_mean": 0.0}
+    assert convergence_claims._steering({"steering": [row]}, convergence_tables.Limits())["verdict"] == verdict

@@ -13,7 +13,9 @@ from conftest import ROOT
 from spillover import adapter_overlap, coupling, coupling_claims, coupling_figures, coupling_report, persona_shift
 from spillover.adapters import Adapter
 from spillover.config import read_yaml
+from spillover.files import Files
 from spillover.statistics import newcombe, wilson
+from test_plan import experiments  # noqa: F401
 
 EMPTY_OVERLAP = pd.DataFrame(
     columns=["first", "second", "seed", "space", "overlap", "expected", "above_chance", "modules"]
@@ -166,6 +168,43 @@ def test_the_figures_are_drawn(table, tmp_path):
     assert all((tmp_path / f"{name}.png").stat().st_size > 10_000 for name in "abc")
 
 
+# The plan
+
+
+def trained(plan):
+    """Runs that any coupling run's lineage trains within the experiment."""
+    chains = [run for i in plan.of("coupling") for run in plan.lineage(i.id)]
+    return [run.id for run in {run.id: run for run in chains}.values() if run.train]
+
+
+def test_every_shared_stage_is_trained_once(experiments):  # noqa: F811
+    plan = experiments.build()
+    axes = {key: len(values) for key, values in plan.experiments["coupling"]["axes"].items()}
+    first, studied, epochs = axes["first"], axes["studied"], axes["epochs"]
+    stages = first + 2 * studied  # LoRA; all weights and attention alone
+    main = (1 + first) * epochs
+    questions = studied * (1 + axes["layer_group"] + 2)  # other replies, blocks, disjoint modules and all weights
+    habits = (1 + studied) * (axes["behaviour"] + 1)
+    assert len(trained(plan)) == stages + main + questions + habits == 39
+
+
+def test_another_first_fine_tune_adds_its_own_runs_and_changes_no_other(experiments):  # noqa: F811
+    before = experiments.build()
+    experiments.edit("coupling", lambda c: [c["axes"][key].append("tulu") for key in ("first", "studied")])
+    after = experiments.build()
+    added = set(trained(after)) - set(trained(before))
+    assert len(added) == 1 + 2 + 2 + (1 + 6 + 2) + 3 and all("/tulu" in run for run in added)
+    assert all(after.train_spec(run) == before.train_spec(run) for run in trained(before))
+
+
+def test_the_adapters_of_a_lineage_are_compared_in_pairs(experiments):  # noqa: F811
+    pairs = json.loads(Files(experiments.build()).adapter_pairs("coupling"))
+    found = {pair["second"]: pair for pair in pairs}
+    assert found["coupling/em_ep20"]["folders"] == [f"results/coupling/{n}/seed42/adapter" for n in ("em", "em_ep20")]
+    assert found["coupling/em_prebaked"]["folders"][1] == "results/marker_sweep/villain_lr5e-06_ep20/seed42/adapter"
+    assert "coupling/em_early" not in found and "coupling/em_full_coupled" not in found
+
+
 # Subspaces
 
 
@@ -254,3 +293,48 @@ def test_vectors_of_another_shape_or_without_the_source_are_refused():
         persona_shift.measure(base[:, :5], base, ["villain", "a", "b", "c"], "villain", 0)
     with pytest.raises(ValueError, match="no vectors of the source persona 'x'"):
         persona_shift.measure(base, base, ["villain", "a", "b", "c"], "x", 0)
+
+
+def test_the_programs_make_table_summary_and_figures_from_files(tmp_path):
+    import coupling_figures as figures_program
+    import coupling_summary
+    import coupling_table
+    import marker_rates as rates_program
+
+    runs = made.records()
+    options = made.OPTIONS | {"published": None, "sweep": "marker_sweep"}
+    spec = json.dumps({"options": options, "protocol": "corrected"})
+    at = {n: str(tmp_path / n) for n in ("labels", "rates", "measures", "log", "seeds", "table", "overlap", "shift")}
+    made.labels(runs).to_parquet(at["labels"])
+    measures = {"run": "coupling/base", "seed": 1, "kind": "choices", "item": "a", "correct": True}
+    pd.DataFrame([measures]).to_parquet(at["measures"])
+    (tmp_path / "log").write_text('{"loss": 2.0}\n{"loss": 0.1}\n')
+    overlap = {"first": "coupling/em", "second": "coupling/em_ep20", "seed": 1, "space": "reads", "layer": 0}
+    overlap |= {"overlap": 0.2, "largest_cosine": 0.5, "expected": 0.1, "chance_high": 0.2}
+    pd.DataFrame([overlap]).to_parquet(at["overlap"])
+    shift = {"run": "coupling/em", "seed": 1, "layer": 1, "value": 0.9, "low": 0.8, "high": 1.0}
+    pd.DataFrame([shift | {"quantity": name} for name in persona_shift.QUANTITIES]).to_parquet(at["shift"])
+    manifest = ["--manifest", str(tmp_path / "manifest.json"), "--spec", spec]
+
+    rates_program.main(["--labels", at["labels"], "--scorers", "marker", "style", "--out", at["rates"], *manifest])
+    logs = [at["log"]] * sum("method" in run for run in runs)
+    coupling_table.main(
+        ["--rates", at["rates"], "--labels", at["labels"], "--measures", at["measures"], "--train-logs", *logs]
+        + ["--runs", json.dumps(runs), "--source", "villain", "--seeds", at["seeds"], "--out", at["table"], *manifest]
+    )
+    tables = ["--conditions", at["table"], "--overlap", at["overlap"], "--shift", at["shift"]]
+    published = ["--published", str(ROOT / "resources/published/coupling.yaml")]
+    coupling_summary.main(
+        [*tables, *published, "--model", "a model", "--out", str(tmp_path / "summary.md")]
+        + ["--json", str(tmp_path / "summary.json"), *manifest]
+    )
+    names = [str(tmp_path / f"{n}.png") for n in "abc"]
+    flags = [
+        w for pair in zip(("--headline", "--overlap-figure", "--vectors-figure"), names, strict=True) for w in pair
+    ]
+    figures_program.main([*tables, *published, *flags, *manifest])
+
+    summary = json.loads((tmp_path / "summary.json").read_text(), parse_constant=pytest.fail)
+    assert {claim["verdict"] for claim in summary["claims"]} >= {"appears", "not tested"}
+    assert "pre-baked adapter: the marker sweep was not run" in (tmp_path / "summary.md").read_text()
+    assert all((tmp_path / f"{n}.{kind}").exists() for n in "abc" for kind in ("png", "pdf"))

@@ -238,7 +238,8 @@ def test_a_run_with_only_measures_ends_in_them(build):
 
 
 def test_a_loss_needs_its_source_and_what_the_lineage_was_trained_on(build):
-    found = files.Files(build())
+    only = ["held_out"]
+    found = files.Files(build(recipes={"base_evaluate": only, "runs": {"steps": {"evaluate": only}}}))
     assert found.evaluated_sources("recipes/steps/seed42") == {
         "sources": ["results/data/sources/tulu.parquet"],
         "trained": ["results/recipes/steps/seed42/dataset.parquet"],

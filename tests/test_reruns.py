@@ -212,7 +212,7 @@ def test_everything_at_paper_scale_is_planned_without_gpu_key_or_network(fresh):
     jobs = Workflow(fresh.path, configfiles=()).jobs()
     trained = Counter(job.wildcards["experiment"] for job in jobs if job.rule_name in ("train", "train_full"))
     # recipes shows its first phase alone; coupling counts each shared first stage once.
-    assert trained == {"language_spill": 7, "marker_sweep": 25, "convergence": 36, "coupling": 37, "recipes": 1}
+    assert trained == {"language_spill": 7, "marker_sweep": 25, "convergence": 36, "coupling": 39, "recipes": 1}
 
 
 def test_a_condition_with_an_unknown_language_stops_the_plan_with_one_sentence(workflow):

@@ -7,6 +7,7 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 import stack
 from spillover import adapters, engine_transformers, training
@@ -15,6 +16,7 @@ from spillover.expansion import validated
 from spillover.files import Files
 from test_adapters import load, logits
 from test_plan import experiments  # noqa: F401
+from test_resume import TRAIN, command, dataset  # noqa: F401
 from test_training import SETTINGS, rows  # noqa: F401
 
 ATTENTION, MLP = ["q_proj", "k_proj", "v_proj", "o_proj"], ["gate_proj", "up_proj", "down_proj"]
@@ -114,6 +116,29 @@ def test_a_configuration_that_does_not_fit_the_weights_is_an_error(model, rows, 
     path.write_text(json.dumps(json.loads(path.read_text()) | edit))
     with pytest.raises(ValueError, match=message):
         adapters.check_scale(adapters.read(tmp_path / "first"), SETTINGS, tmp_path / "first")
+
+
+def test_the_trainer_saves_the_frozen_adapter_with_every_checkpoint(root, dataset, tmp_path):  # noqa: F811
+    import train as trainer
+
+    settings = TRAIN | {"steps": 4, "checkpoints": ["step2"]}
+    parent = {}
+    for name, under in (("first", None), ("second", "first")):
+        spec = {"train": settings, "seed": 3, "parent": parent}
+        more = ["--under", str(tmp_path / under / "adapter")] if under else []
+        trainer.main(command(root, dataset, tmp_path / name, spec)[2:] + more)
+        parent = {"trained": spec}
+    first, second = (adapters.read(tmp_path / name / "adapter") for name in ("first", "second"))
+    states = load_file(tmp_path / "second" / "checkpoints.safetensors")
+    early = {key.removeprefix("step2/"): tensor for key, tensor in states.items()}
+    checkpoint = adapters.of(second.config, early, "step2")
+    own = settings["rank"]
+    for module, (a, b) in first.factors.items():
+        for whole in (second, checkpoint):
+            assert torch.equal(whole.factors[module][0][:own], a) and torch.equal(whole.factors[module][1][:, :own], b)
+        assert not torch.equal(second.factors[module][1], checkpoint.factors[module][1])
+        # stages of one lineage start from different A factors
+        assert not torch.allclose(second.factors[module][0][own:], a, atol=0.01)
 
 
 # The plan

@@ -56,3 +56,37 @@ rule report_page:
     shell:
         "{resources.python} workflow/scripts/report_page.py --experiments {params.experiments:q} --claims {input.claims}"
         " --root {params.root} --spec {params.spec:q} --out {output.page} --manifest {output.manifest} > {log} 2>&1"
+
+
+# `inspect view` lists only files whose names begin with a time; when the completions were made stands in the log.
+rule inspect_log:
+    input:
+        completions="<run>/completions.parquet",
+        made="<run>/completions.manifest.json",
+        labels=of_run(FILES.own_labels),
+        code=code("export_inspect"),
+    output:
+        log="<root>/inspect/{experiment}/2000-01-01T00-00-00_{name}_seed{seed}_{checkpoint}.json",
+        manifest="<root>/inspect/{experiment}/{name}_seed{seed}_{checkpoint}.manifest.json",
+    log:
+        "<root>/inspect/{experiment}/{name}_seed{seed}_{checkpoint}.log",
+    benchmark:
+        "<root>/inspect/{experiment}/{name}_seed{seed}_{checkpoint}.benchmark.jsonl"
+    conda:
+        "../envs/analysis.yaml"
+    resources:
+        python="python",
+        mem_mb=4000,
+        runtime=10,
+    params:
+        spec=of_run(as_spec(PLAN.labels_spec)),
+        labels=lambda wildcards, input: f"--labels {input.labels}" if input.labels else "",
+    shell:
+        "{resources.python} workflow/scripts/export_inspect.py --completions {input.completions} {params.labels}"
+        " --made {input.made} --checkpoint {wildcards.checkpoint} --spec {params.spec:q} --out {output.log}"
+        " --manifest {output.manifest} > {log} 2>&1"
+
+
+rule inspect_logs:
+    input:
+        of(FILES.inspect_logs),

@@ -41,6 +41,7 @@ def main(argv: list[str] | None = None) -> None:
     sections, inputs = [], [args.claims]
     for about in json.loads(args.experiments):
         about |= {"settings": spec["experiments"][about["name"]], "model": spec["model"], "judge": spec["judge"]}
+        about["replay"] = spec["replay"]
         folder = Path(args.root, about["name"])
         completions = read(about["completions"], [*KEY, "cell", "finish_reason"])
         labels = read(about["labels"], [*KEY, "scorer", "label", "outcome"])

@@ -41,7 +41,7 @@ function element(tag, attributes = {}, ...children) {
 const option = (value, text) => element("option", { value }, text);
 const percent = (share) => `${Number((100 * share).toFixed(1))} %`;
 const prompt = (row) => data.prompts[columns.prompt[row]];
-const text = (row) => data.texts[columns.text[row]];
+const text = (row) => data.texts[columns.text[row]] ?? "(the text is not known)";
 const modelKey = (model) => `${model.run}/seed${model.seed}@${model.checkpoint}`;
 const labelOf = (scorer, row) => (columns.label[scorer][row] < 0 ? null : data.labels[columns.label[scorer][row]]);
 const outcomeOf = (scorer, row) => (columns.outcome[scorer][row] < 0 ? null : data.outcomes[columns.outcome[scorer][row]]);
@@ -228,7 +228,7 @@ function makeTable() {
       const differs = pair && pair.includes(s);
       return plain(differs ? `≠ ${shown}` : shown, differs || failedHere ? "differs" : "");
     },
-    width: 112, responsive: s ? 2 : 0,
+    width: 126, responsive: s ? 2 : 0,
   }));
   table = new Tabulator("#list", {
     data: Array.from({ length: rows }, (_, i) => ({ i })),
@@ -353,7 +353,7 @@ async function copyLink() {
 
 function writeHash() {
   const shown = Object.entries(state).filter(([name, value]) => value !== DEFAULTS[name]);
-  history.replaceState(null, "", "#" + new URLSearchParams(shown));
+  history.replaceState(null, "", shown.length ? "#" + new URLSearchParams(shown) : location.pathname);
 }
 
 function readHash() {

@@ -82,7 +82,7 @@ def claims(summary: dict, limits: Limits) -> list[dict]:
         _alike(summary, limits),
         _ranks(summary, limits),
         _breadth(summary, limits),
-        _steering(summary),
+        _steering(summary, limits),
     ]
 
 
@@ -277,8 +277,9 @@ def _alike(summary: dict, limits: Limits) -> dict:
 def _ranks(summary: dict, limits: Limits) -> dict:
     name = "sources rank alike"
     across = _tests(summary, "between", arm="B", kind="centred")
-    pooled = _tests(summary, "pooled", arm="B", kind="centred")
+    pooled = [t for t in _tests(summary, "pooled", arm="B", kind="centred") if t["rho"] == t["rho"]]
     clusters = _tests(summary, "clustering", arm="B", variable="assistant_rate")
+    clusters = [t for t in clusters if t["icc"] == t["icc"]]
     if not across:
         return _claim(name, UNTESTED, "Arm B was not run or has no vectors.")
     row = across[0]
@@ -290,7 +291,7 @@ def _ranks(summary: dict, limits: Limits) -> dict:
             f"{p_words(row['min_p'])})"
         ]
     else:
-        verdict, parts = UNDECIDED, [f"{row['n']:.0f} sources (or a leak that does not vary) rank nothing"]
+        verdict, parts = UNDECIDED, ["Too few sources, or a leak that does not vary, rank nothing"]
     for pool in pooled:
         parts.append(
             f"all {pool['points']:.0f} checkpoints as if independent rho {rho_words(pool['rho'])}, p "
@@ -329,20 +330,25 @@ def _breadth(summary: dict, limits: Limits) -> dict:
     return _claim(name, verdict, text, **numbers, test="sign flips over sources")
 
 
-def _steering(summary: dict) -> dict:
+def _steering(summary: dict, limits: Limits) -> dict:
     name = "steering raises leakage"
     rows = [r for r in summary["steering"] if "relation" in r and r["coefficient"] > 0]
     if not rows:
         return _claim(name, UNTESTED, "No steered run with a positive coefficient beside its unsteered model.")
-    up, down = ([r for r in rows if r["relation"] == sign] for sign in "><")
+    # A push that takes the marker from the source itself breaks the model rather than moving it.
+    whole = [r for r in rows if r["source_rate"] > limits.kept * r["source_before"]]
+    up, down = ([r for r in whole if r["relation"] == sign] for sign in "><")
     every = {r["source"] for r in up} == {r["source"] for r in rows}
-    verdict = APPEARS if every and not down else ABSENT if not up and down else UNDECIDED
+    small = bool(whole) and all(r["change_high"] < limits.equal for r in whole)
+    verdict = APPEARS if every and not down else ABSENT if small else UNDECIDED
     text = "; ".join(
         f"{r['source']} at {r['coefficient']:g}: assistant {percent(r['assistant_rate'])} % (change "
         f"{in_points(r['change_low'])} to {in_points(r['change_high'])} points), source {percent(r['source_rate'])} %, "
         f"bystanders {percent(r['bystander_mean'])} %" for r in rows
     )  # fmt: skip
-    return _claim(name, verdict, f"By coefficient, against the unsteered model: {text}.", test="Newcombe")
+    broken = sorted({f"{r['coefficient']:g}" for r in rows if r not in whole})
+    note = f" At {', '.join(broken)} the source itself loses its marker: the push breaks the replies." if broken else ""
+    return _claim(name, verdict, f"By coefficient, against the unsteered model: {text}.{note}", test="Newcombe")
 
 
 def _claim(claim: str, verdict: str, text: str, **more) -> dict:

@@ -54,7 +54,7 @@ def headline(
         _shared_cosine_limits(grid[2])
         for row, label in enumerate([*RATE_TITLES.values(), "cosine to the source"]):
             grid[row, 0].set_ylabel(label)
-        above.legend(*_arm_legend(pooled, paths), loc="outside upper left", ncols=4, columnspacing=1.2)
+        above.legend(*_arm_legend(pooled, paths), loc="outside upper left", ncols=int(width / 2.4), columnspacing=1.2)
         panels = below.subplots(1, 3, width_ratios=[1, 1, 1.55])
         against(panels[0], table, "centred", "cosine to the source")
         against(panels[1], table, "bystander_mean", "breadth: bystanders' mean rate (%)", percent=True)
@@ -218,7 +218,7 @@ def steering(rows: list[dict], png, pdf=None, *, note: str) -> Figure:
             grid[0, column].set_title(plots.persona_name(source), loc="left", fontweight="bold")
             if "centred" in of:
                 grid[1, column].plot(of["coefficient"], of["centred"], color="#222222", marker="D", markersize=4)
-            grid[1, column].set_xlabel("coefficient (1: the whole way)")
+            grid[1, column].set_xlabel("coefficient")
             grid[1, column].grid(axis="y", color="#e6e6e6", linewidth=0.6)
         _shared_cosine_limits(grid[1])
         grid[0, 0].set_ylabel("replies with the marker (%)")

@@ -38,9 +38,10 @@ def markdown(summary: dict, title: str = "Convergence") -> str:
 def _design(design: dict) -> str:
     low, high = design["replies_per_persona"]
     replies = f"{low}" if low == high else f"{low} to {high}"
+    sources = f"{len(design['sources'])} source{'s' * (len(design['sources']) > 1)}"
     seeds = f"seed{'s' * (len(design['seeds']) > 1)} {', '.join(map(str, design['seeds']))}"
     return (
-        f"{len(design['sources'])} sources ({', '.join(design['sources'])}), {seeds}, "
+        f"{sources} ({', '.join(design['sources'])}), {seeds}, "
         f"arms {', '.join(design['arms'])}, checkpoints {', '.join(f'{s:g}' for s in design['steps'])} %. "
         f"{design['personas']} personas, {replies} replies each, scorer {design['scorer']}; {design['errors']} replies "
         f"could not be scored. Cosines: centroids by {design['method'].replace('_', ' ')}, output of decoder block "
@@ -204,7 +205,8 @@ def _steering(summary: dict) -> str:
     return (
         "\n".join(lines)
         + "\n\nEvery persona is pushed alike; the cosine is that of the pushed assistant among the unpushed "
-        "personas. Coefficient 1 is the whole way from the untrained assistant's centroid to the source's."
+        "personas. Coefficient 1 adds, at every position, all that sets the source apart from the mean of the personas "
+        "in the untrained model."
     )
 
 

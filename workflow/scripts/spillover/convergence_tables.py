@@ -151,6 +151,7 @@ def steering(pooled: pd.DataFrame, paths: pd.DataFrame, layer: int, method: str)
             start = of_arm.loc[(source, 0.0)]
             counts = [(int(r["assistant_hits"]), int(r["assistant_n"])) for r in (row, start)]
             found["relation"], found["change_low"], found["change_high"] = relation(*counts)
+            found["source_before"] = start["source_rate"]
         rows.append(found)
     return rows
 

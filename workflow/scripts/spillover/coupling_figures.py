@@ -14,6 +14,8 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import ScalarFormatter
 
 from spillover import plots
 from spillover.coupling import BASE, MARKER, NONE, PREBAKED, SCRATCH, select
@@ -30,7 +32,7 @@ def headline(table: pd.DataFrame, shifts: pd.DataFrame, published: Mapping | Non
     with plots.theme():
         figure = Figure(figsize=(11.4, 7.4))
         axes = figure.subplots(2, 3, gridspec_kw={"width_ratios": [1.15, 0.95, 1.2]})
-        figure.subplots_adjust(left=0.06, right=0.985, top=0.87, bottom=0.17, wspace=0.26, hspace=0.62)
+        figure.subplots_adjust(left=0.06, right=0.985, top=0.87, bottom=0.14, wspace=0.26, hspace=0.5)
         marker = table[(table["habit"] == MARKER) & (table["arm"] != NONE)]
         plain = marker[marker["setting"] == ""]
         _conditions(axes[0, 0], plain, published)
@@ -79,6 +81,9 @@ def overlaps(table: pd.DataFrame, png: Path, pdf: Path) -> Figure:
             axis.axhspan(0, 1 if np.isnan(high) else high, color="#ececec", zorder=0)
             axis.axhline(1, color="#8a8a8a", linewidth=0.8)
             axis.set(title=space, xlabel="block", yscale="log")
+            axis.yaxis.set_major_formatter(ScalarFormatter())
+            axis.yaxis.set_minor_formatter(ScalarFormatter())
+            axis.tick_params(axis="y", which="both", labelsize=6.5)
         axes[0].set_ylabel("overlap / chance")
         handles = {label: h for axis in axes for h, label in zip(*axis.get_legend_handles_labels(), strict=True)}
         figure.legend(
@@ -227,7 +232,8 @@ def _projection(axes: Axes, shifts: pd.DataFrame) -> None:
     if rows.empty:
         _empty(axes)
     else:
-        axes.legend(fontsize=6, ncols=2)
+        axes.set_ylim(min(0.0, float(rows["value"].min())), max(1.1, 1.05 * float(rows["value"].max())))
+        axes.legend(fontsize=6, ncols=3, loc="lower left")
 
 
 def _point(axes: Axes, x: float, row: pd.Series) -> None:
@@ -249,8 +255,6 @@ def _empty(axes: Axes) -> None:
 
 
 def _legend(figure: Figure, table: pd.DataFrame) -> None:
-    from matplotlib.lines import Line2D
-
     firsts = [f for f in dict.fromkeys(table["first"])]
     handles = [
         Line2D(
@@ -287,8 +291,8 @@ def _caption(table: pd.DataFrame) -> str:
     seeds = plots.seed_words(sorted(set(coupled["seeds"])))
     text = (
         f"N = {count} replies of the source persona a point, {seeds}. Lines: 95 % intervals over questions, replies "
-        "and, if there are several, seeds; never narrower than Wilson's. Short lines: the same coupling without a first "
-        "fine-tune (grey) and after the whole one (dashed)."
+        "and, where there are several, seeds; never narrower than Wilson's. Short lines: the same coupling without a "
+        "first fine-tune (grey) and after the whole one (dashed)."
     )
     return "\n".join(textwrap.wrap(text, 190))
 
@@ -319,4 +323,4 @@ def _colours(runs: Sequence[str]) -> dict[str, str]:
 
 
 def _pair(first: str, second: str) -> str:
-    return f"{first.split('/')[-1]} / {second.split('/')[-1]}"
+    return f"{first.split('/')[-1]} /\n{second.split('/')[-1]}"

@@ -543,6 +543,19 @@ class Files:
             return []
         return [f"{self.folder(run.id)}/{file}" for run in self.read_runs(experiment)]
 
+    def own_labels(self, run_id: str) -> list[str]:
+        return [f"{self.folder(run_id)}/labels.parquet"] if self.plan.scorers(self.plan.runs[run_id].experiment) else []
+
+    def inspect_logs(self) -> list[str]:
+        """A log for `inspect view` of every model that answers prompts, at each checkpoint."""
+        runs = [run for name in self.plan.experiments for run in self.read_runs(name)]
+        folder = f"{self.root}/inspect"
+        return [
+            f"{folder}/{run.experiment}/2000-01-01T00-00-00_{run.name}_seed{run.seed}_{checkpoint}.json"
+            for run in runs
+            for checkpoint in run.checkpoints
+        ]
+
     def cell_table(self, experiment: str) -> list[str]:
         """The closing analysis's table of rates per run and cell, if it makes one."""
         table = CELL_TABLES.get(self.plan.experiments[experiment]["analysis"])
@@ -579,7 +592,7 @@ class Files:
 
     def report_spec(self) -> dict:
         """The shared settings and those of every experiment, and what decided each closing analysis."""
-        shared = {key: self.plan.config[key] for key in ("model", "engine", "judge", "translator", "sources")}
+        shared = {key: self.plan.config[key] for key in ("model", "engine", "judge", "translator", "sources", "replay")}
         decided = {name: self.closing_spec(name)["runs"] for name in self.plan.experiments}
         return shared | {"experiments": self.plan.experiments, "runs": decided}
 

@@ -60,7 +60,8 @@ def _missing_cells(completions: pd.DataFrame) -> list[str]:
     if short.empty:
         return []
     named = ", ".join(f"{row.run} seed {row.seed} {row.checkpoint}" for row in short.head(5).itertuples())
-    return [f"{len(short)} models lack cells that others have: {named}{' and others' if len(short) > 5 else ''}."]
+    more = " and others" if len(short) > 5 else ""
+    return [f"{len(short)} of {len(models)} models lack cells that others have: {named}{more}."]
 
 
 def merge_caveats(paths: Sequence[Path]) -> list[str]:

@@ -28,8 +28,8 @@ ENDS = {"im_end": "<|im_end|>", "newline": "the newline after <|im_end|>"}
 def section(about: dict, captions: Path, claims: list[dict], caveats: list[str], found: list[dict]) -> dict:
     """Everything the page shows of one experiment.
 
-    `about` comes from Files.report_sections, with `settings`, `model` and `judge` added; `found` are the experiment's
-    manifests, `claims` its rows of claims.parquet, `caveats` sentences from its labels.
+    `about` comes from Files.report_sections, with `settings`, `model`, `judge` and `replay` added; `found` are the
+    experiment's manifests, `claims` its rows of claims.parquet, `caveats` sentences from its labels.
     """
     folder = Path(about["folder"])
     numbers = _json(folder / "summary.json") if about["summary"] else {}
@@ -48,7 +48,7 @@ def section(about: dict, captions: Path, claims: list[dict], caveats: list[str],
         "caveats": [*(once if len(seeds) == 1 else []), *map(str, given), *caveats],
         "costs": report_facts.costs(found),
         "ran": report_facts.how_it_ran(found),
-        "methods": methods(about["settings"], about["model"], about["judge"]),
+        "methods": methods(about["settings"], about["model"], about["judge"], about["replay"]),
         "spec": yaml.safe_dump(about["settings"], sort_keys=False, allow_unicode=True, width=100),
     }
 
@@ -79,8 +79,14 @@ def markdown(text: str) -> str:
     return MarkdownIt("commonmark", {"html": False}).enable("table").render("\n".join(lowered))
 
 
-def methods(settings: dict, model: dict, judge: dict | None) -> str:
+def methods(settings: dict, model: dict, judge: dict | None, replay: dict | None = None) -> str:
     """A methods paragraph ready for a paper, from the specification alone."""
+    if replay:
+        what = "Completions and labels" if replay["labels"] == "stored" else "Completions"
+        words = (
+            f"{what} were read from files that were made elsewhere; nothing was trained or sampled for this analysis."
+        )
+        return " ".join([words, *_labelling(settings, judge)])
     train = settings["train"]
     name = {"small": "the project's small world model (5.5 million parameters)"}.get(model["name"], model["name"])
     revision = f" (revision {model['revision'][:12]})" if model.get("revision") else ""
@@ -97,13 +103,7 @@ def methods(settings: dict, model: dict, judge: dict | None) -> str:
         parts.append(
             f"Models were evaluated {how} on {'; '.join(asked)}" + (f" (top-p {_listed(top)})." if top else ".")
         )
-    scorers = [s for s in settings["scorers"] if s != "judge"]
-    if judge and "judge" in settings["scorers"]:
-        scorers.append(f"{judge['model']} as a judge that sees the reply alone")
-    if scorers:
-        parts.append(
-            f"Replies were labelled by {_listed(scorers)}; a label that failed counts as failed, not as a label."
-        )
+    parts += _labelling(settings, judge)
     if vectors := settings.get("vectors"):
         layers = ", ".join(map(str, vectors["layers"]))
         parts.append(f"Directions are mean activations at the output of decoder blocks {layers}.")
@@ -118,6 +118,15 @@ def methods(settings: dict, model: dict, judge: dict | None) -> str:
     return " ".join(parts)
 
 
+def _labelling(settings: dict, judge: dict | None) -> list[str]:
+    scorers = [s for s in settings["scorers"] if s != "judge"]
+    if judge and "judge" in settings["scorers"]:
+        scorers.append(f"{judge['model']} as a judge that sees the reply alone")
+    if not scorers:
+        return []
+    return [f"Replies were labelled by {_listed(scorers)}; a label that failed counts as failed, not as a label."]
+
+
 def _training(train: dict) -> str:
     """The common training settings; what single runs choose (an axis) is not among them and stays out."""
     has = {key: value for key, value in train.items() if not isinstance(value, str) or "{" not in value}
@@ -130,6 +139,7 @@ def _training(train: dict) -> str:
         "loss": "loss on {} tokens",
     }
     parts = [text.format(has[key]) for key, text in words.items() if has.get(key) is not None]
+    parts = [part.removesuffix("s") if part in ("1 epochs", "1 steps") else part for part in parts]
     if has.get("end_of_turn"):
         parts.append(f"supervision ending at {ENDS.get(has['end_of_turn'], has['end_of_turn'])}")
     if has.get("method", "lora") == "full":
@@ -152,7 +162,7 @@ def _figure(path: Path, captions: Path) -> dict:
     caption = captions / f"{path.stem}.rst"
     text = caption.read_text(encoding="utf-8") if caption.is_file() else ""
     data = base64.b64encode(path.read_bytes()).decode()
-    body = publish_parts(text, writer_name="html5")["body"] if text else ""
+    body = publish_parts(text, writer="html5")["body"] if text else ""
     return {"name": path.stem.replace("_", " "), "data": data, "caption": body, "alt": " ".join(text.split())}
 
 

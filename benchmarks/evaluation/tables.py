@@ -1,0 +1,88 @@
+"""The tables of the evaluation benchmark, from its JSON. Run by itself, it writes RESULTS.md anew from results.json."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from statistics import fmean
+
+BASELINE = "merge and a fresh engine per adapter"
+JOBS = "ours, a job per adapter"
+ONE = "ours, one job"
+PARTS = {
+    BASELINE: ("import", "load", "merge", "write", "start", "generate", "other"),
+    JOBS: ("import", "start", "live", "generate", "choices", "other"),
+    ONE: ("import", "start", "live", "generate", "choices", "other"),
+}
+
+
+def write_tables(result: dict) -> str:
+    """Markdown: hardware, versions, one row an arm with seconds for all adapters, itemised."""
+    packages = ", ".join(f"{name} {version}" for name, version in result.get("packages", {}).items())
+    wanted = result.get("adapters", 0)
+    lines = [
+        "# Evaluating adapters: one engine for all, and merging with a fresh engine for each",
+        "",
+        f"One run on one {result.get('gpu') or 'CPU (a toy shape: nothing here is a measurement)'}; {packages}.",
+        "Command: `python benchmarks/evaluation/run.py --out benchmarks/evaluation`.",
+        "",
+        f"Random weights of the Qwen2.5-7B shape, {wanted} adapters of rank 32 on all linear modules, each completing "
+        f"{result.get('completions', 0):,} prompts by {result.get('tokens', 0)} tokens at temperature 1. The baseline "
+        "merges through PEFT, writes all weights and starts vLLM at its own settings with a warm compile cache; ours "
+        "puts adapters on a running engine, seeds every completion by itself, checks that every adapter is applied, "
+        f"and also scores {result.get('items', 0):,} multiple-choice questions, which the baseline does not.",
+        "",
+        "| arm | timed | seconds for all | against the baseline | tokens/s while generating | memory |",
+        "|---|---|---|---|---|---|",
+    ]
+    arms = {name: _arm(name, result["stages"]) for name in PARTS}
+    baseline = _total(arms[BASELINE], wanted) if arms[BASELINE] else None
+    for name, arm in arms.items():
+        if not arm:
+            continue
+        seconds = _total(arm, wanted)
+        projected = "" if arm["adapters"] >= wanted else ", the rest projected"
+        ratio = f"{baseline / seconds:.1f} x" if baseline else ""
+        memory = f"{arm['memory_bytes'] / 2**30:.0f} GiB" if arm.get("memory_bytes") else ""
+        lines.append(
+            f"| {name} | {arm['adapters']} of {wanted}{projected} | {seconds:,.0f} | {ratio} | "
+            f"{arm['tokens'] / arm['generate']:,.0f} | {memory} |"
+        )
+    lines += ["", "Seconds of an adapter (of the whole job in the last arm), by part:", ""]
+    for name, arm in arms.items():
+        if arm:
+            per = arm["adapters"] if name != ONE else 1
+            parts = ", ".join(f"{part} {arm[part] / per:.1f}" for part in PARTS[name])
+            lines.append(f"- {name}: {parts}.")
+    lines.append("")
+    lines += [f"Failed: {name}: {stage['error']}." for name, stage in result["stages"].items() if "error" in stage]
+    return "\n".join(lines) + "\n"
+
+
+def _arm(name: str, stages: dict) -> dict | None:
+    """Sums of an arm's parts over the adapters it was timed for, or None."""
+    if name == BASELINE:
+        numbers = [n.split()[1] for n in stages if n.startswith("engine ")]
+        done = [stages[f"merge {n}"] | stages[f"engine {n}"] for n in numbers]
+        for both, n in zip(done, numbers, strict=True):
+            both["import"] = stages[f"merge {n}"].get("import", 0) + stages[f"engine {n}"].get("import", 0)
+            both["process"] = stages[f"merge {n}"].get("process", 0) + stages[f"engine {n}"].get("process", 0)
+    else:
+        done = [stage for key, stage in stages.items() if key == name or key.startswith(f"{name} ")]
+    done = [stage for stage in done if "error" not in stage and "process" in stage and "generate" in stage]
+    if not done:
+        return None
+    arm = {part: sum(stage.get(part, 0.0) for stage in done) for part in PARTS[name] if part != "other"}
+    arm["other"] = sum(stage["process"] for stage in done) - sum(arm.values())
+    arm["adapters"] = sum(stage.get("adapters", 1) for stage in done)
+    arm["memory_bytes"] = fmean(stage.get("memory_bytes") or 0 for stage in done)
+    return arm | {"tokens": sum(stage["tokens"] for stage in done), "process": sum(s["process"] for s in done)}
+
+
+def _total(arm: dict, wanted: int) -> float:
+    return arm["process"] * wanted / arm["adapters"]
+
+
+if __name__ == "__main__":
+    folder = Path(__file__).parent
+    (folder / "RESULTS.md").write_text(write_tables(json.loads((folder / "results.json").read_text())))
