@@ -140,7 +140,8 @@ def main(argv: list[str] | None = None) -> None:
         raise SystemExit(str(error)) from None
     for table in tables:
         print(f"{', '.join(table['scorer_id'].unique())}: {table['label'].value_counts().to_dict()}", flush=True)
-    table = pd.concat(tables, ignore_index=True)
+    empty = completions.iloc[:0][KEPT].assign(scorer="", scorer_id="", label=None, outcome="", raw=None)
+    table = pd.concat(tables, ignore_index=True) if tables else empty
     for column in ("label", "raw"):
         table[column] = table[column].astype("str").where(table[column].notna())
     with provenance.atomic_path(args.out) as path:
