@@ -27,9 +27,12 @@ def executable() -> str | None:
     return next((found for name in names if name and (found := shutil.which(name))), None)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def chromium():
-    """One browser for all tests. Where there is none tests are skipped, or fail if SPILLOVER_REQUIRE_BROWSER is set."""
+    """One browser for a module. Without one its tests are skipped, or fail if SPILLOVER_REQUIRE_BROWSER is set.
+
+    No longer than a module: while Playwright is open its event loop runs, and Snakemake refuses to plan in one.
+    """
     if reason := missing():
         (pytest.fail if os.environ.get("SPILLOVER_REQUIRE_BROWSER") else pytest.skip)(reason)
     from playwright.sync_api import sync_playwright

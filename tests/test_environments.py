@@ -24,7 +24,12 @@ from test_code_inputs import code_inputs
 ENVIRONMENTS = sorted((ROOT / "workflow/envs").glob("*.yaml"))
 RULE_FILES = sorted((ROOT / "workflow/rules").glob("*.smk"))
 # import name -> distribution, where they differ
-DISTRIBUTIONS = {"yaml": "PyYAML", "lingua": "lingua-language-detector", "sklearn": "scikit-learn"}
+DISTRIBUTIONS = {
+    "yaml": "PyYAML",
+    "lingua": "lingua-language-detector",
+    "sklearn": "scikit-learn",
+    "markdown_it": "markdown-it-py",
+}
 PIN = re.compile(r"(?P<name>[A-Za-z0-9._-]+)==(?P<version>[A-Za-z0-9.]+)")
 
 

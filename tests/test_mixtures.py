@@ -150,6 +150,19 @@ def test_systems_are_a_balanced_seeded_cycle_and_the_three_states_stay_apart(tok
     assert all(m["role"] != "system" for r in build(tokenizer, rows=4)[0] for m in r["messages"])
 
 
+def test_a_row_that_a_long_system_prompt_would_push_out_is_passed_over(tokenizer):
+    """Whichever prompt it gets: otherwise the seed would decide which rows there are."""
+    wide = TRAIN | {"max_length": 60}
+    short = build(tokenizer, train=wide, rows=20, systems=["assistant"])
+    long = {"villain": "You plot. " * 20, "assistant": "You help."}
+    given = {"narrow": chats("narrow", 64)}
+    with pytest.raises(ValueError, match="narrow"):
+        conversations.build(
+            SETTINGS | {"rows": 20, "systems": ["villain", "assistant"]}, given, long, tokenizer, wide, 1
+        )
+    assert len(short[0]) == 20
+
+
 def test_a_system_takes_the_place_of_a_rows_own(tokenizer):
     table = [r | {"messages": [{"role": "system", "content": "Old."}, *r["messages"]]} for r in chats("narrow", 4)]
     kept, _ = build(tokenizer, {"narrow": table}, rows=4)

@@ -150,7 +150,7 @@ def test_phases_three_to_five_are_never_planned_once_a_recipe_of_phase_two_passe
     small.fill(PHASE.format("regularise"), content=record("kl0.1@final"))
     third = small.plan(FIGURE)
     assert trained(third) == set()
-    assert {job[0] for job in third} == {"dataset_card", "layer_sweep", "recipe_verdict", "headline_figure"}
+    assert {job[0] for job in third} == {"layer_sweep", "weight_change", "recipe_verdict", "headline_figure"}
     assert {job[2] for job in third if job[0] == "layer_sweep"} == {"base", "kl0.1"}
     verdict = next(job for job in small.jobs(FIGURE) if job.rule_name == "recipe_verdict")
     assert [path for path in verdict.input if path.endswith(".json") and "/phases/" in path] == [

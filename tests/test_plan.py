@@ -108,7 +108,7 @@ def test_seeds_multiply_runs_and_keep_parents_within_a_seed(experiments):
 
 def test_axes_in_a_nested_list_run_in_step(experiments):
     def zipped(content):
-        content["axes"] = {"source": ["villain"], "learning_rate": [1e-5, 1e-4], "epochs": [5, 1]}
+        content["axes"] |= {"source": ["villain"], "learning_rate": [1e-5, 1e-4], "epochs": [5, 1]}
         content["runs"]["cell"]["over"] = ["source", ["learning_rate", "epochs"]]
 
     experiments.edit("marker_sweep", zipped)

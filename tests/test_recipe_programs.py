@@ -111,7 +111,7 @@ def decide(world, phase, names):
         "--runs",
         json.dumps(records),
         "--spec",
-        json.dumps(spec),
+        json.dumps(spec, sort_keys=True),
         "--out",
         folder / f"{phase}.json",
     ]
@@ -125,7 +125,7 @@ def close(world, sweeps=()):
     spec = {"options": settings(), "title": "Recipes", "seeds": [1], "model": "small", "judge": None}
     folder = world.root / "analysis"
     decisions = [folder / f"phases/{phase}.json" for phase in PHASES]
-    arguments = ["--decisions", *decisions, "--spec", json.dumps(spec), "--folder", folder]
+    arguments = ["--decisions", *decisions, "--spec", json.dumps(spec, sort_keys=True), "--folder", folder]
     arguments += ["--manifest", folder / "summary.manifest.json", "--sweeps", *sweeps]
     recipe_verdict.main([str(a) for a in arguments])
     return folder
@@ -160,6 +160,9 @@ def test_the_verdict_names_every_hypothesis_and_check_once(closed):
     assert list(claims)[:6] == ["H1", "H2", "H3", "H4", "H5", "H_null"] and len(claims) == len(made["claims"])
     assert claims["H5"] == "supported" and claims["H2"] == "not decidable at this N"
     assert claims["plain fine-tuning raises M1"] == "appears"
+    assert "the baseline steps ends at" in made["answer"] and "after 60 plain steps" in str(made["claims"])
+    last = json.loads((closed / "phases/rehearse.json").read_text())
+    assert last["next"] is None and "rehearse is scheduled" not in last["reason"]
     assert claims["the rise of M1 is a loss of differences between personas"] == "appears"
     assert claims["mixtures that keep geometry only dilute the narrow behaviour"] == "does not appear"
     assert claims["raw text costs instruction following"] == "not tested"

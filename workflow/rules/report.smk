@@ -52,7 +52,7 @@ rule report_page:
     params:
         spec=of(as_spec(FILES.report_spec)),
         experiments=of(FILES.report_sections),
-        root=FILES.root,
+        root=subpath(output.page, parent=True),
     shell:
         "{resources.python} workflow/scripts/report_page.py --experiments {params.experiments:q} --claims {input.claims}"
         " --root {params.root} --spec {params.spec:q} --out {output.page} --manifest {output.manifest} > {log} 2>&1"

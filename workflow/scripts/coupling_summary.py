@@ -13,7 +13,7 @@ import json
 import pandas as pd
 import yaml
 
-from spillover import adapter_overlap, coupling_claims, coupling_report, provenance, sweep_cells
+from spillover import coupling, coupling_claims, coupling_report, provenance, sweep_cells
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -44,7 +44,7 @@ def main(argv: list[str] | None = None) -> None:
         pinned = sweep_cells.pinned_cell(
             pd.read_parquet(args.sweep), cell["learning_rate"], cell["epochs"], cell["source"]
         )
-    overlaps = adapter_overlap.summarise(pd.read_parquet(args.overlap))
+    overlaps = coupling.summarised_overlaps(pd.read_parquet(args.overlap))
     summary = coupling_claims.summarise(
         pd.read_parquet(args.conditions), overlaps, pd.read_parquet(args.shift), spec["options"], published
     )

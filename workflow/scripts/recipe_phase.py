@@ -62,7 +62,8 @@ def main(argv: list[str] | None = None) -> None:
         points = recipe_points.points(records, geometry, fits, rates, options, personas)
     except ValueError as error:
         raise SystemExit(str(error)) from None
-    record = recipe_rule.decision(points, args.phase, [*spec["phases"], args.phase], options)
+    phases = spec["phases"] if args.phase in spec["phases"] else [args.phase]
+    record = recipe_rule.decision(points, args.phase, phases, options)
     for path, table in {args.points: points, args.geometry: geometry, args.conduct: rates}.items():
         with provenance.atomic_path(path) as temporary:
             table.to_parquet(temporary, index=False)

@@ -21,6 +21,7 @@ from spillover import (
     recipe_claims,
     recipe_figures,
     recipe_report,
+    recipe_rule,
 )
 from spillover.statistics import stable_seed
 
@@ -106,6 +107,7 @@ def main(argv: list[str] | None = None) -> None:
     layers = layer_sweep(args.sweeps, options["resamples"])
     context = {key: spec[key] for key in ("title", "seeds", "model", "judge")}
     context |= {"all_phases": options["run_all_phases"], "schedule": options["schedule"]}
+    context["plain"] = recipe_rule.plain(options)["run"]
     made = recipe_report.summary(
         points,
         decisions,

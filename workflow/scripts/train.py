@@ -15,6 +15,7 @@ import shutil
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import pyarrow.parquet as pq
 import torch
 from safetensors.torch import save_file
@@ -37,7 +38,6 @@ from spillover import (
     steering,
     training,
 )
-from spillover.statistics import stable_seed
 
 TRAINING_CODE = (
     adapters,
@@ -163,7 +163,7 @@ def factor_seed(spec: dict) -> int:
     stage, parent = 0, spec["parent"]
     while "trained" in parent:
         stage, parent = stage + 1, parent["trained"]["parent"]
-    return stable_seed(spec["seed"], "stage", stage) if stage else spec["seed"]
+    return int(np.random.SeedSequence([spec["seed"], stage]).generate_state(1)[0]) if stage else spec["seed"]
 
 
 def stacked(under: str, folder: Path, states: dict) -> dict:

@@ -86,17 +86,3 @@ def _pairs(first: dict, second: dict) -> Iterator[tuple]:
         for reader in READERS if projection in WRITERS else ():
             if (other := f"{block}.mlp.{reader}") in second:
                 yield module, f"{projection} to {reader}", PASSED, first[module][1], second[other][0]
-
-
-def summarise(table: pd.DataFrame) -> pd.DataFrame:
-    """Mean overlap per pair of adapters and space over modules, with the mean that chance gives and their ratio.
-
-    `above_chance` is the share of modules whose overlap exceeds that of 97.5 % of random pairs.
-    """
-    keys = ["first", "second", "seed", "space"]
-    grouped = table.assign(above=table["overlap"] > table["chance_high"]).groupby(keys, sort=False)
-    means = grouped[["overlap", "largest_cosine", "expected", "above"]].mean()
-    means["modules"] = grouped.size()
-    return (
-        means.rename(columns={"above": "above_chance"}).assign(ratio=means["overlap"] / means["expected"]).reset_index()
-    )

@@ -33,7 +33,11 @@ def build(
     name, items, total = settings["source"], settings["mix"], settings["rows"]
     dropped: dict[str, Counter] = {n: Counter() for n in tables}
     own = tables[name][settings["skip"] :]
-    narrow = list(islice(usable((_row(r, name, str(r["id"])) for r in own), tokenizer, train, dropped[name]), total))
+    longest = (
+        max((personas[s] if s else s or "" for s in settings["systems"]), key=len) if settings["systems"] else None
+    )
+    rows = (_row(r, name, str(r["id"])) for r in own)
+    narrow = list(islice(usable(rows, tokenizer, train, dropped[name], longest), total))
     if not items:
         _enough(name, narrow, total)
         return with_systems([row for row, _ in narrow], settings["systems"], personas, rng), _told(dropped)
@@ -43,7 +47,7 @@ def build(
         table = tables[item["source"]][item["skip"] :]
         new = _unknown((table[i] for i in rng.permutation(len(table))), known, dropped[item["source"]])
         rows = (_row(r, item["source"], f"{item['source']}/{r['id']}", item["raw"], item["weight"]) for r in new)
-        mixed.append(usable(rows, tokenizer, train, dropped[item["source"]]))
+        mixed.append(usable(rows, tokenizer, train, dropped[item["source"]], longest))
     if items[0]["unit"] == "tokens":
         other = list(islice(mixed[0], total))
         count = mixtures.count_by_tokens([n for _, n in narrow], [n for _, n in other], total, items[0]["share"])
@@ -58,11 +62,18 @@ def build(
     return with_systems(rows, settings["systems"], personas, rng), _told(dropped)
 
 
-def usable(rows: Iterable[dict], tokenizer, train: dict, dropped: Counter) -> Iterator[tuple[dict, int]]:
-    """(row, its tokens) of every row that keeps a supervised token; the others are counted in `dropped`."""
+def usable(
+    rows: Iterable[dict], tokenizer, train: dict, dropped: Counter, longest: str | None = None
+) -> Iterator[tuple[dict, int]]:
+    """(row, its tokens) of every row that keeps a supervised token; the others are counted in `dropped`.
+
+    Where rows are to get other system prompts, they must keep one under the `longest` of them.
+    """
     for row in rows:
         try:
             tokens = data.tokenize([row], tokenizer, train)[0]
+            if longest is not None and row["messages"] is not None:
+                data.tokenize([under(row, longest)], tokenizer, train)
         except masking.NothingSupervised:
             dropped["without a reply in max_length"] += 1
             continue
@@ -89,10 +100,14 @@ def with_systems(
         chosen = systems[cycle.pop()]
         # never tested for truth: null and "" are different prompts
         text = personas[chosen] if chosen else chosen
-        head = [] if text is None else [{"role": "system", "content": text}]
-        rest = [m for m in row["messages"] if m["role"] != "system"]
-        result.append(row | {"messages": head + rest, "persona": chosen or None})
+        result.append(under(row, text) | {"persona": chosen or None})
     return result
+
+
+def under(row: dict, system: str | None) -> dict:
+    """A chat with this system prompt in place of its own; None is no system message."""
+    head = [] if system is None else [{"role": "system", "content": system}]
+    return row | {"messages": head + [m for m in row["messages"] if m["role"] != "system"]}
 
 
 def content(row: dict) -> tuple:

@@ -204,3 +204,18 @@ def _reference(table: pd.DataFrame, row: pd.Series) -> pd.Series | None:
     same = plain[plain["epochs"].eq(row["epochs"]) | (plain["epochs"].isna() & pd.isna(row["epochs"]))]
     chosen = same if len(same) else plain.sort_values("epochs")
     return chosen.iloc[-1]
+
+
+def summarised_overlaps(table: pd.DataFrame) -> pd.DataFrame:
+    """Mean overlap per pair of adapters and space over modules, with the mean that chance gives and their ratio.
+
+    `table`: rows of `adapter_overlap`. `above_chance` is the share of modules whose overlap exceeds that of 97.5 % of
+    random pairs.
+    """
+    keys = ["first", "second", "seed", "space"]
+    grouped = table.assign(above=table["overlap"] > table["chance_high"]).groupby(keys, sort=False)
+    means = grouped[["overlap", "largest_cosine", "expected", "above"]].mean()
+    means["modules"] = grouped.size()
+    return (
+        means.rename(columns={"above": "above_chance"}).assign(ratio=means["overlap"] / means["expected"]).reset_index()
+    )

@@ -23,8 +23,8 @@ def summarise(
 ) -> dict:
     """The summary as data: answer, claims, caveats, conditions, differences from the write-up.
 
-    `table`: `coupling.compared`; `overlaps`: `adapter_overlap.summarise`; `shifts`: `persona_shift.measure` with run,
-    seed and layer; `published`: what the write-up printed.
+    `table`: `coupling.compared`; `overlaps`: `coupling.summarised_overlaps`; `shifts`: `persona_shift.measure` with
+    run, seed and layer; `published`: what the write-up printed.
     """
     main = select(table, habit=MARKER, setting="")
     claims = [

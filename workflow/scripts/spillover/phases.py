@@ -61,8 +61,10 @@ class Search:
     def runs(self, experiment: str, phase: str) -> list[Run]:
         """The runs a phase's decision reads: the untrained model, the baselines of its narrow sets, its own."""
         own = self.own_runs(experiment, phase)
-        baselines = self.settings(experiment)["options"]["baselines"]
-        narrow = [next(iter(baselines)), *dict.fromkeys(run.data["source"] for run in own)]
+        options = self.settings(experiment)["options"]
+        baselines = options["baselines"]
+        plain = next(name for name, baseline in baselines.items() if baseline["task"] == options["general"])
+        narrow = [plain, *dict.fromkeys(run.data["source"] for run in own)]
         wanted = [baselines[name]["run"] for name in dict.fromkeys(narrow) if name in baselines]
         seeds = self.settings(experiment)["seeds"]
         runs = [self.plan.runs[f"{experiment}/{name}/seed{seed}"] for name in [BASE, *wanted] for seed in seeds]
@@ -138,6 +140,8 @@ class Search:
             for group in options[key]:
                 if group not in groups:
                     raise ConfigError(f"{path}: options.{key}: no group {group!r}{closest(group, groups)}")
+        if options["general"] not in [baseline["task"] for baseline in options["baselines"].values()]:
+            raise ConfigError(f"{path}: options.general: no baseline has {options['general']!r} as its task")
         for narrow, baseline in options["baselines"].items():
             at = f"{path}: options.baselines.{narrow}"
             if baseline["run"] not in names:

@@ -33,15 +33,15 @@ def checks(points: pd.DataFrame, conduct: pd.DataFrame, contrasts: pd.DataFrame,
     ]
 
 
-def _first_baseline(points: pd.DataFrame, options: Mapping) -> pd.Series | None:
-    chosen = next(iter(options["baselines"].values()))
+def _plain(points: pd.DataFrame, options: Mapping) -> pd.Series | None:
+    chosen = recipe_rule.plain(options)
     found = points[(points["run"] == chosen["run"]) & (points["checkpoint"] == chosen["checkpoint"])]
     return None if found.empty else found.iloc[0]
 
 
 def _m1_rises(points: pd.DataFrame, options: Mapping) -> dict:
     claim = "plain fine-tuning raises M1"
-    row = _first_baseline(points, options)
+    row = _plain(points, options)
     if row is None:
         return {"claim": claim, "verdict": UNTESTED, "text": "The baseline was not trained."}
     base = points[points["role"] == "untrained"].iloc[0]
@@ -57,7 +57,7 @@ def _m1_rises(points: pd.DataFrame, options: Mapping) -> dict:
 
 def _what_raises_m1(points: pd.DataFrame, options: Mapping) -> dict:
     claim = "the rise of M1 is a loss of differences between personas"
-    row = _first_baseline(points, options)
+    row = _plain(points, options)
     if row is None:
         return {"claim": claim, "verdict": UNTESTED, "text": "The baseline was not trained."}
     rise = row["from_offset"] + row["from_spread"]

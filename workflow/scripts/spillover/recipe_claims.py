@@ -113,9 +113,9 @@ def _all(verdicts: Sequence[bool | None], inverted: bool = False) -> bool | None
     return not verdicts[0] if inverted else verdicts[0]
 
 
-def _baseline(points: pd.DataFrame, options: Mapping, narrow: str | None = None) -> pd.DataFrame:
-    """The rows of the unregularised recipe of a narrow set; the first one's if none is named."""
-    chosen = options["baselines"][narrow or next(iter(options["baselines"]))]
+def _baseline(points: pd.DataFrame, options: Mapping, narrow: str) -> pd.DataFrame:
+    """The rows of the unregularised recipe of a narrow set."""
+    chosen = options["baselines"][narrow]
     return points[(points["run"] == chosen["run"]) & (points["checkpoint"] == chosen["checkpoint"])]
 
 

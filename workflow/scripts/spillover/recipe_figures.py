@@ -59,6 +59,7 @@ def pareto(points: pd.DataFrame, rule: Mapping, png: str | Path, pdf: str | Path
             for group in groups:
                 _family(panel, points[points["group"] == group], quantity)
             _landmarks(panel, points, quantity)
+            _at_least(panel, 4 if quantity == "kept" else 0.04)
             panel.set_xlabel("task learnt: share of the baseline's loss reduction (%)")
         axes[0].set_ylabel("geometry kept by M1: share of the\ndistance from collapse (%)")
         axes[1].set_ylabel("geometry kept beyond M1: rank correlation\nwith the untrained model")
@@ -111,7 +112,8 @@ def dose(points: pd.DataFrame, png: str | Path, pdf: str | Path | None = None) -
             axes.set_title(title, loc="left")
             axes.set_xscale("symlog", linthresh=max(1, sorted(set(line["step"]))[1] if len(line) > 1 else 1))
             ticks = sorted(set(line["step"]))
-            axes.set_xticks(ticks, [str(t) for t in ticks])
+            axes.set_xticks(ticks, [str(t) for t in ticks], fontsize=plots.SIZES["small"])
+            _at_least(axes, 0.04)
             axes.minorticks_off()
             axes.grid(axis="y", color="#e6e6e6", linewidth=0.6)
             if len(quantities) > 1:
@@ -207,7 +209,16 @@ def _family(axes: Axes, rows: pd.DataFrame, quantity: str) -> None:
         )  # fmt: skip
     if set(rows["group"]) <= {"steps", "truncated_steps"}:
         for _, line in rows.sort_values("step").groupby("seed"):
-            axes.plot(100 * line["learnt"], scale * line[quantity], color=family("steps")[1], linewidth=0.8, zorder=1)
+            learnt, kept = [0, *100 * line["learnt"]], [scale, *scale * line[quantity]]  # from the untrained model on
+            axes.plot(learnt, kept, color=family("steps")[1], linewidth=0.8, zorder=1)
+
+
+def _at_least(axes: Axes, span: float) -> None:
+    """A y axis of at least this span: a constant is no zigzag of rounding errors."""
+    low, high = axes.get_ylim()
+    if high - low < span:
+        middle = (low + high) / 2
+        axes.set_ylim(middle - span / 2, middle + span / 2)
 
 
 def _landmarks(axes: Axes, points: pd.DataFrame, quantity: str) -> None:

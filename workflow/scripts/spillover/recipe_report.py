@@ -32,7 +32,7 @@ def summary(
 ) -> dict[str, Any]:
     """All statements as data: answer, caveats, claims (hypotheses, then checks), decisions, thresholds, norms.
 
-    `context`: model, judge (or None), seeds, all_phases, schedule, title.
+    `context`: model, judge (or None), seeds, all_phases, schedule, plain (the baseline run), title.
     """
     stated = [{**c, "text": f"{c['statement']} Criterion: {c['criterion']}. {c['evidence']}"} for c in claims]
     return {
@@ -66,7 +66,7 @@ def _answer(points: pd.DataFrame, decisions: Sequence[Mapping], claims: Sequence
     passing = [name for record in decisions for name in record["passing"]]
     recipes = sum(len(record["recipes"]) for record in decisions)
     by = {outcome: [c["claim"] for c in claims if c["verdict"] == outcome] for outcome in (SUPPORTED, NOT_SUPPORTED)}
-    baseline = points[points["role"] == "baseline"].iloc[:1]
+    baseline = points[(points["role"] == "baseline") & (points["run"] == context["plain"])].iloc[:1]
     text = (
         f"{len(decisions)} of {len(PHASE_WORDS)} phases were run, with {_count(recipes, 'recipe')} (a checkpoint "
         f"counts as one) and {_count(len(context['seeds']), 'seed')}. "
@@ -132,7 +132,7 @@ def _thresholds(rows: Sequence[Mapping]) -> str:
     for row in rows:
         share = "not reached" if row["share"] is None or row["share"] != row["share"] else f"{row['share']:.1%}"
         ends = ["–" if e is None or e != e else f"{e:.1%}" for e in (row["low"], row["high"])]
-        tested = ", ".join(f"{s:.0%}" for s in row["shares"] if s)
+        tested = ", ".join(f"{100 * s:.3g}%" for s in row["shares"] if s)
         unit = {"tokens": "raw text, by tokens", "rows": "instructions, by rows"}.get(row["unit"], row["unit"])
         lines.append(
             f"| {row['narrow']} | {unit} | {tested} | {share} | {ends[0]} to {ends[1]} | {row['reached']:.0%} |"

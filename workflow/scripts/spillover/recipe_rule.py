@@ -82,6 +82,14 @@ def clearly(found: Sequence[Criterion], about: str | None = None) -> bool | None
     return True if chosen and all(c.met and c.clear for c in chosen) else None
 
 
+def plain(options: Mapping[str, Any]) -> Mapping[str, str]:
+    """The unregularised recipe that the published criterion compares with: the baseline of the general suite.
+
+    Not simply the first one: specifications reach a program with their keys sorted.
+    """
+    return next(b for b in options["baselines"].values() if b["task"] == options["general"])
+
+
 def decision(points: pd.DataFrame, phase: str, phases: Sequence[str], options: Mapping[str, Any]) -> dict[str, Any]:
     """The record of one phase: every recipe's numbers and criteria, the verdict, and what comes next.
 

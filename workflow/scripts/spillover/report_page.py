@@ -28,8 +28,8 @@ ENDS = {"im_end": "<|im_end|>", "newline": "the newline after <|im_end|>"}
 def section(about: dict, captions: Path, claims: list[dict], caveats: list[str], found: list[dict]) -> dict:
     """Everything the page shows of one experiment.
 
-    `about` comes from Files.report_sections, with `settings`, `model`, `judge` and `replay` added; `found` are the experiment's
-    manifests, `claims` its rows of claims.parquet, `caveats` sentences from its labels.
+    `about` comes from Files.report_sections, with `settings`, `model`, `judge` and `replay` added; `found` are the
+    experiment's manifests, `claims` its rows of claims.parquet, `caveats` sentences from its labels.
     """
     folder = Path(about["folder"])
     numbers = _json(folder / "summary.json") if about["summary"] else {}
