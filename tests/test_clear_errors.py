@@ -135,7 +135,8 @@ def test_a_merge_on_a_full_disk_leaves_no_half_model(full_disk, tmp_path):
     model, _ = models.load_base(str(BASE))
     settings = {"rank": 2, "alpha": 4, "rslora": False, "dropout": 0.0, "target_modules": ["q_proj"], "layers": None}
     training.write_adapter(training.add_adapter(model, settings, 1, "small", None), tmp_path / "adapter")
-    flags = ["--base", BASE, "--adapter", tmp_path / "adapter", "--spec", "{}", "--out", full_disk / "merged"]
+    flags = ["--base", BASE, "--adapter", tmp_path / "adapter", "--out", full_disk / "merged"]
+    flags += ["--spec", json.dumps({"trained": {"train": settings}})]
     flags += ["--report", tmp_path / "report.json", "--manifest", tmp_path / "manifest.json"]
     with pytest.raises(SystemExit, match="merged: no room to write it"):
         merge.main([str(flag) for flag in flags])
@@ -190,7 +191,12 @@ def test_a_gpu_too_small_for_training_is_one_sentence(monkeypatch, tmp_path):
     pq.write_table(table, tmp_path / "dataset.parquet")
     settings = training_settings()
     monkeypatch.setattr(losses, "packed_loss", no_memory)
-    flags = ["--spec", json.dumps({"train": settings, "seed": 1}), "--dataset", tmp_path / "dataset.parquet"]
+    flags = [
+        "--spec",
+        json.dumps({"parent": {}, "train": settings, "seed": 1}),
+        "--dataset",
+        tmp_path / "dataset.parquet",
+    ]
     flags += ["--base", BASE, "--name", "small", "--adapter", tmp_path / "adapter", "--manifest", tmp_path / "m.json"]
     flags += ["--checkpoints", tmp_path / "checkpoints.safetensors", "--train-log", tmp_path / "train_log.jsonl"]
     with pytest.raises(SystemExit, match="does not fit, and the longest row of the step has .* lower train.max_length"):

@@ -165,7 +165,7 @@ def test_the_code_digest_changes_with_a_loaded_module_only(tmp_path):
 
     package = tmp_path / "workflow/scripts/spillover"
     package.mkdir(parents=True)
-    for name in ("__init__.py", "provenance.py"):
+    for name in ("__init__.py", "errors.py", "provenance.py"):
         shutil.copy(ROOT / "workflow/scripts/spillover" / name, package)
     (package / "used.py").write_text("x = 1\n")
     (package / "unused.py").write_text("x = 1\n")
