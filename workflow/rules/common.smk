@@ -52,6 +52,7 @@ pathvars:
     marker_sweep=closing("marker_sweep"),
     convergence=closing("convergence"),
     coupling=closing("coupling"),
+    recipes=closing("recipes"),
 
 
 wildcard_constraints:

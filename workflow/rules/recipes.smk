@@ -3,15 +3,15 @@ checkpoint phase_decision:
         unpack(of_analysis_phase(SEARCH.inputs)),
         code=code("recipe_phase"),
     output:
-        decision="<analysis>/phases/{phase}.json",
-        points="<analysis>/phases/{phase}.points.parquet",
-        geometry="<analysis>/phases/{phase}.geometry.parquet",
-        conduct="<analysis>/phases/{phase}.conduct.parquet",
-        manifest="<analysis>/phases/{phase}.manifest.json",
+        decision="<recipes>/phases/{phase}.json",
+        points="<recipes>/phases/{phase}.points.parquet",
+        geometry="<recipes>/phases/{phase}.geometry.parquet",
+        conduct="<recipes>/phases/{phase}.conduct.parquet",
+        manifest="<recipes>/phases/{phase}.manifest.json",
     log:
-        "<analysis>/phases/{phase}.log",
+        "<recipes>/phases/{phase}.log",
     benchmark:
-        "<analysis>/phases/{phase}.benchmark.jsonl"
+        "<recipes>/phases/{phase}.benchmark.jsonl"
     conda:
         "../envs/analysis.yaml"
     resources:
@@ -69,34 +69,34 @@ rule recipe_verdict:
         code=code("recipe_verdict"),
     output:
         pareto=report(
-            "<analysis>/recipes.png",
+            "<recipes>/recipes.png",
             caption="../report/recipes.rst",
             category="Recipes",
             labels={"figure": "Geometry kept against task learnt"},
         ),
         steps=report(
-            "<analysis>/steps.png",
+            "<recipes>/steps.png",
             caption="../report/steps.rst",
             category="Recipes",
             labels={"figure": "Step dose response"},
         ),
         mixing=report(
-            "<analysis>/mixing.png",
+            "<recipes>/mixing.png",
             caption="../report/mixing.rst",
             category="Recipes",
             labels={"figure": "Mixing curves"},
         ),
-        pdf="<analysis>/recipes.pdf",
-        points="<analysis>/points.parquet",
-        contrasts="<analysis>/contrasts.parquet",
-        layers="<analysis>/layers.parquet",
-        text="<analysis>/summary.md",
-        numbers="<analysis>/summary.json",
-        manifest="<analysis>/summary.manifest.json",
+        pdf="<recipes>/recipes.pdf",
+        points="<recipes>/points.parquet",
+        contrasts="<recipes>/contrasts.parquet",
+        layers="<recipes>/layers.parquet",
+        text="<recipes>/summary.md",
+        numbers="<recipes>/summary.json",
+        manifest="<recipes>/summary.manifest.json",
     log:
-        "<analysis>/summary.log",
+        "<recipes>/summary.log",
     benchmark:
-        "<analysis>/summary.benchmark.jsonl"
+        "<recipes>/summary.benchmark.jsonl"
     conda:
         "../envs/analysis.yaml"
     resources:
