@@ -130,7 +130,11 @@ def declared(tmp_path):
     return path
 
 
-SUMMARY = {"claims": [{"claim": "symmetry", "verdict": "appears", "text": "All pairs agree.", "p": 0.01, "n": 80}]}
+SUMMARY = {
+    "claims": [
+        {"claim": "symmetry", "verdict": "appears", "text": "All pairs agree.", "p": 0.01, "decides_at": "6 sources"}
+    ]
+}
 KINDS = {"language_spill": "language_spill", "my_spill": "language_spill", "coupling": "coupling"}
 
 
@@ -146,7 +150,11 @@ def test_what_was_not_run_says_so_and_copies_of_an_experiment_have_claims_too(de
     summaries = {"language_spill": SUMMARY, "my_spill": SUMMARY}
     table = claims.judged(claims.declared(declared), KINDS, summaries, {}).set_index("experiment")
     assert table["verdict"].to_dict() == {"language_spill": "appears", "my_spill": "appears", "coupling": "not run"}
-    assert table.loc["my_spill", "p"] == 0.01 and np.isnan(table.loc["coupling", "p"])
+    assert (
+        table.loc["my_spill", "decides_at"] == "6 sources"
+        and table.loc["my_spill", "p"] == 0.01
+        and np.isnan(table.loc["coupling", "p"])
+    )
     assert "## coupling\n\nNot run." in claims.markdown(table.reset_index(), {})
 
 

@@ -15,7 +15,9 @@ import yaml
 
 NOT_RUN, WITHHELD = "not run", "withheld"
 DECLARED = ("experiment", "claim", "statement", "compared", "test", "threshold", "label_source", "denominator")
-MEASURED = ("estimate", "low", "high", "p", "min_p", "n", "decides_at")
+NUMBERS = ("estimate", "low", "high", "p", "min_p", "n")
+DECIDES = "decides_at"
+"""How many rows, or what else, would decide: a number or words."""
 
 
 def declared(path: str | Path) -> list[dict]:
@@ -58,7 +60,7 @@ def judged(
             raised = list(alarms.get(experiment, []))
             rows += [_row(claim, experiment, measured.get(claim["claim"]), raised) for claim in named]
     table = pd.DataFrame(rows)
-    table[list(MEASURED)] = table[list(MEASURED)].apply(pd.to_numeric)
+    table[list(NUMBERS)] = table[list(NUMBERS)].apply(pd.to_numeric)
     return table
 
 
@@ -68,7 +70,9 @@ def _row(claim: Mapping, experiment: str, record: Mapping | None, raised: Sequen
     row = {key: claim[key] for key in DECLARED} | {"experiment": experiment, "published": claim["published"]}
     row |= {"verdict": WITHHELD if withheld else verdict, "verdict_without_alarms": verdict}
     row |= {"text": record["text"] if record else "", "alarms": list(raised) if record else []}
-    return row | {key: (record or {}).get(key) for key in MEASURED}
+    decides = (record or {}).get(DECIDES)
+    row[DECIDES] = None if decides is None else str(decides)
+    return row | {key: (record or {}).get(key) for key in NUMBERS}
 
 
 def markdown(table: pd.DataFrame, titles: Mapping[str, str]) -> str:
