@@ -19,8 +19,7 @@ import pandas as pd
 from spillover import api_outcomes
 from spillover.api_client import Request
 from spillover.api_jobs import Answers
-from spillover.api_outcomes import TRANSPORT
-from spillover.judging import LONGER, MAX_TOKENS
+from spillover.judging import LONGER, MAX_TOKENS, answered
 from spillover.provenance import canonical_json
 
 SCORES = [str(step) for step in range(0, 101, 10)]
@@ -107,12 +106,4 @@ class Rater:
 
 def ratings(rater: Rater, asked: Sequence[tuple[str, str]], answers: Answers) -> pd.DataFrame:
     """Columns label, outcome, raw: one row a (question, answer), `transport` where no reply came."""
-    rows: list[tuple[str | None, str, str | None]] = []
-    for question, text in asked:
-        reply = answers[rater.request(question, text)]
-        if reply.message is None:
-            rows.append((None, TRANSPORT, reply.error))
-        else:
-            outcome, label, raw = rater.read(reply.message)
-            rows.append((label, outcome, raw))
-    return pd.DataFrame(rows, columns=["label", "outcome", "raw"])
+    return answered([rater.request(question, text) for question, text in asked], rater.read, answers)

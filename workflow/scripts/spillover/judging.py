@@ -9,7 +9,7 @@ gibberish?" a choice. Answers follow a JSON schema; whatever does not is an outc
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -105,13 +105,18 @@ def judge(settings: Mapping[str, Any], registry: Registry, codes: Iterable[str])
 
 def verdicts(judge: Judge, texts: Sequence[str], answers: Answers) -> pd.DataFrame:
     """Columns label, outcome, raw: one row a text, from the answer to its request; `transport` where there is none."""
+    return answered([judge.request(text) for text in texts], judge.read, answers)
+
+
+def answered(requests: Sequence[Request], read: Callable, answers: Answers) -> pd.DataFrame:
+    """The same for any requests; `read` makes (outcome, label, raw text) of a reply."""
     rows: list[tuple[str | None, str, str | None]] = []
-    for text in texts:
-        reply = answers[judge.request(text)]
+    for request in requests:
+        reply = answers[request]
         if reply.message is None:
             rows.append((None, TRANSPORT, reply.error))
         else:
-            outcome, label, raw = judge.read(reply.message)
+            outcome, label, raw = read(reply.message)
             rows.append((label, outcome, raw))
     return pd.DataFrame(rows, columns=["label", "outcome", "raw"])
 

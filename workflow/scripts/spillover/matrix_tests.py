@@ -8,9 +8,8 @@ import math
 import numpy as np
 from scipy import stats
 
-from spillover.statistics import TIE, PermutationTest
+from spillover.statistics import MOST_RELABELLED, TIE, PermutationTest
 
-MOST_RELABELLED = 8
 DRAWS = 20_000
 
 

@@ -13,7 +13,6 @@ from spillover.plan import Plan
 
 VLLM_INTERPRETER = ".venv-vllm/bin/python"
 LAUNCHER = "on_gpu.py"
-ENGINES = ("transformers", "vllm", "openai")
 GENERATING = {"completions", "pool"}
 
 
@@ -39,14 +38,12 @@ def missing_interpreters(commands: Mapping[str, str]) -> str | None:
 
 
 def unavailable(plan: Plan, rules: Iterable[str], run_ids: Iterable[str]) -> str | None:
-    """One sentence about what the jobs about to run need and this version cannot do, else None.
+    """One sentence about what the jobs about to run need and the chosen engine cannot do, else None.
 
     The plan of such an experiment can be seen (`snakemake -n`, `make audit`); it must not spend hours or money on the
     stages before the one that would stop it.
     """
     engine = plan.config["engine"]["name"]
-    if engine not in ENGINES and GENERATING & set(rules):
-        return f"engine.name: {engine!r} is planned for but not available in this version; known: {', '.join(ENGINES)}"
     for run in (plan.runs[run_id] for run_id in run_ids):
         if run.steer and engine != "transformers" and GENERATING & set(rules):
             return f"{run.id}: steer works in engine transformers only, not in {engine}: leave out group {run.group}"
