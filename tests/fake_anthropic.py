@@ -76,7 +76,7 @@ class Faults:
     http_share: float = 0.0
     http_kinds: tuple[str, ...] = ("429", "500", "503", "504", "529", "reset", "slow", "reset_after")
     item: Callable[[dict, int], str] = lambda params, tries: "ok"
-    slow_seconds: float = 1.0
+    slow_seconds: float = 60.0  # longer than any client of the tests waits: the connection ends without an answer
     script: list[str] = field(default_factory=list)  # kinds for the next requests, before any chance
 
 
