@@ -357,10 +357,15 @@ def test_a_config_error_is_one_sentence_on_stderr_and_exit_code_1(tiny, capsys):
     assert err == "config.yaml: typo: unknown key 'typo'; did you mean 'train'?\n"
 
 
-def test_a_profile_and_an_overlay_are_obeyed(tiny):
+def test_a_profile_and_overlays_are_obeyed(tiny, capsys):
     (tiny.path / "profiles/small").mkdir(parents=True)
     (tiny.path / "overlay.yaml").write_text("train: {learning_rate: 0.5}\n")
     (tiny.path / "profiles/small/profile.yaml").write_text("configfile: overlay.yaml\n")
+    (tiny.path / "more.yaml").write_text("train: {steps: 7}\n")
+    flags = ["--directory", str(tiny.path), "--configfile", "overlay.yaml", "more.yaml", "--", "results/matrix.png"]
+    assert program.main(flags) == 0  # as `make audit CONFIGS=... TARGETS=...` calls it
+    told = capsys.readouterr().out
+    assert "train.learning_rate: 0.001 -> 0.5" in told and "train.steps: 10 -> 7" in told
     for options in ({"profile": "profiles/small"}, {"configfiles": ["overlay.yaml"]}):
         jobs = audit.planned_jobs(directory=tiny.path, **options)
         assert "train.learning_rate: 0.001 -> 0.5" in why(jobs, "train")

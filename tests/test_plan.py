@@ -277,3 +277,16 @@ def test_a_key_given_twice_is_refused_with_its_line(tmp_path):
     path.write_text("seeds: [1]\ntitle: a\nseeds: [2]\n")
     with pytest.raises(ConfigError, match=r"x.yaml, line 3: key 'seeds' is given twice"):
         read_yaml(path)
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "told"),
+    [
+        ("second_label", "lingua", "options: unknown key 'second_label'"),
+        ("label", "linguo", "options.label: 'linguo' is not possible; did you mean 'lingua'?"),
+        ("max_error_share", 2, "options.max_error_share: 2"),
+    ],
+)
+def test_an_option_of_language_spill_that_nothing_reads_or_understands_is_named(experiments, option, value, told):
+    experiments.edit("language_spill", lambda c: c["options"].update({option: value}))
+    assert told in experiments.mistake()
