@@ -21,6 +21,7 @@ def experiments(tmp_path):
     shutil.copytree(ROOT / "config/experiments", folder)
 
     class Experiments:
+        folder = tmp_path / "experiments"
         config = yaml.safe_load((ROOT / "config/config.yaml").read_text())
 
         def edit(self, name, change):
@@ -290,3 +291,15 @@ def test_a_key_given_twice_is_refused_with_its_line(tmp_path):
 def test_an_option_of_language_spill_that_nothing_reads_or_understands_is_named(experiments, option, value, told):
     experiments.edit("language_spill", lambda c: c["options"].update({option: value}))
     assert told in experiments.mistake()
+
+
+def test_the_published_language_spill_trains_on_the_printed_number_of_rows(experiments):
+    rows = {}
+    for protocol in ("published", "corrected"):
+        overrides = {"language_spill": {"protocol": protocol}}
+        plan = expansion.build(
+            experiments.config | {"experiments": overrides}, experiments.folder, resources=str(ROOT / "resources")
+        )
+        rows[protocol] = {run.data["rows"] for run in plan.of("language_spill")}
+    assert rows == {"published": {4989}, "corrected": {None}}
+    assert plan.source_spec("replies")["source"]["keep"] == 5200
