@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 import subprocess
@@ -12,6 +13,7 @@ import pytest
 import yaml
 
 import audit as program
+from conftest import ROOT
 from spillover import audit, audit_text, causes, estimates
 from spillover.provenance import write_manifest
 
@@ -317,6 +319,14 @@ def test_a_benchmark_figure_is_not_stretched_to_other_settings(change):
         "train": {"steps": 20, "batch_size": 16, "rank": 32} | change,
     }
     assert estimates.estimate(planned(spec), BENCHMARK).gpu_seconds is None
+
+
+def test_stacking_adapters_has_a_figure_of_its_own():
+    figures = estimates.read_benchmarks(ROOT / "benchmarks/estimates.yaml")
+    spec = {"trained": {"parent": {"base": {"name": "Qwen/Qwen2.5-7B-Instruct"}}, "train": {"rank": 32}}, "applied": {}}
+    job = dataclasses.replace(planned(spec, "stack"), resources={})
+    found = estimates.estimate(job, figures)
+    assert (found.cpu_seconds, found.gpu_seconds) == (6, 0) and "measured on one core" in found.source
 
 
 def test_calls_and_dollars_are_so_much_for_each_piece_of_work():
