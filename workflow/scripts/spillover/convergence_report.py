@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from .claims import would_decide
 from .convergence import KINDS, TRAINED_ARMS
 
 VARIABLES = {"assistant_rate": "assistant leakage", "source_rate": "the source rate", "centred": "the centred cosine"}
@@ -99,7 +100,7 @@ def _arms(summary: dict) -> str:
 
 
 def _claims(summary: dict) -> str:
-    lines = [f"- **{c['statement']}: {c['verdict']}.** {c['text']}{_decides(c)}" for c in summary["claims"]]
+    lines = [f"- **{c['statement']}: {c['verdict']}.** {c['text']}{would_decide(c)}" for c in summary["claims"]]
     limits = summary["limits"]
     lines.append(
         f"\nLimits used: gone below {_percent(limits['gone'])} %, kept above {_percent(limits['kept'])} % of the "
@@ -108,11 +109,6 @@ def _claims(summary: dict) -> str:
         f"flat within {limits['flat']:g}, test level {limits['level']:g}."
     )
     return "\n".join(lines)
-
-
-def _decides(claim: dict) -> str:
-    at = claim.get("decides_at")
-    return "" if at is None else f" It would take {at if isinstance(at, str) else f'about {at} replies'} to decide."
 
 
 def _cosines(summary: dict) -> str:
