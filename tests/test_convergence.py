@@ -297,7 +297,7 @@ def test_without_arm_b_its_claims_are_not_tested(published_figures):
 
 def test_the_summary_names_every_verdict_every_difference_and_the_pinned_cell(published_figures):
     _, _, _, summary = analysed(hits_where(90, 10), published_figures)
-    text = convergence_report.markdown(summary | {"sweep": {"text": "The cell lies in the sweep's selective band."}})
+    text = convergence_report.markdown(summary | {"sweep": [{"text": "The cell lies in the sweep's selective band."}]})
     assert all(f"{claim['statement']}: {claim['verdict']}" in text for claim in summary["claims"])
     assert all(f"- {difference}" in text for difference in summary["differences"])
     assert "selective band" in text and "nan" not in text

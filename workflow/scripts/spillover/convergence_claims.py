@@ -39,13 +39,13 @@ def summarise(
     layers: list[int],
     method: str,
     published: dict,
-    sweep: dict | None = None,
+    sweep: list[dict] | None = None,
     limits: Limits | None = None,
 ) -> dict:
     """Everything the summary says, as data: tables, claims with verdicts, differences from the published experiment.
 
     `layers` are those that stand for the published ones, the first being the headline; `sweep` is what the marker
-    sweep says about the rate and epochs used here ({"text": ..., ...}), if it was run.
+    sweep says about the cells that the marker is trained at here (of `sweep_cells.pinned_cells`), if it was run.
     """
     limits = limits or Limits()
     pooled = convergence_tables.pool_seeds(points)

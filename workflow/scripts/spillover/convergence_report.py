@@ -76,12 +76,10 @@ def _baseline(summary: dict) -> str:
     return "\n".join(lines) + words + _band(summary["sweep"])
 
 
-def _band(sweep: dict | None) -> str:
+def _band(sweep: list[dict] | None) -> str:
     if sweep is None:
-        return (
-            "\n\nNo sweep was given here, so whether the marker's rate and epochs lie in a selective band is not known."
-        )
-    return f"\n\n{sweep['text']}"
+        return "\n\nNo marker sweep is part of this plan: whether the marker's cell is selective is not known."
+    return "\n\n" + "\n".join(f"- {cell['text']}" for cell in sweep)
 
 
 def _arms(summary: dict) -> str:

@@ -196,6 +196,39 @@ def pinned_cell(table: pd.DataFrame, learning_rate: float, epochs: float, source
     return {"measured": True, "in_band": bool(row["regime"] == "selective"), **row[kept].to_dict(), "text": text}
 
 
+def pinned_cells(table: pd.DataFrame, records: Sequence[Mapping]) -> list[dict]:
+    """`pinned_cell` of every different marker training among another experiment's records, with its source persona.
+
+    Where the sweep has the cell, `differs` names the settings (SETTING) in which the two trainings are not alike, as
+    {name: (here, in the sweep)}, and `text` says so: the sweep's regime was then measured on other rows.
+    """
+    found: dict[tuple, dict] = {}
+    for mine in settings(records).to_dict("records"):
+        key = tuple(str(mine[name]) for name in (*DOSE, *SETTING))
+        if key in found:
+            continue
+        cell = pinned_cell(table, mine["learning_rate"], mine["epochs"], mine["source_persona"])
+        if cell["measured"]:
+            there = table[table["run"] == cell["run"]].iloc[0]
+            pairs = {name: (mine[name], there[name]) for name in SETTING}
+            cell["differs"] = {name: pair for name, pair in pairs.items() if not _alike(*pair)}
+            words = ", ".join(
+                f"{name.replace('_', ' ')} {_worded(here)} here, {_worded(other)} there"
+                for name, (here, other) in cell["differs"].items()
+            )
+            cell["text"] += f" The sweep trained it otherwise: {words}." if words else ""
+        found[key] = {"source_persona": mine["source_persona"], **cell}
+    return list(found.values())
+
+
+def _alike(a, b) -> bool:
+    return (_missing(a) and _missing(b)) or a == b
+
+
+def _worded(value) -> str:
+    return "none" if _missing(value) else _plain(value)
+
+
 def _measured(rates, choices, checks, sources: Mapping, options: Mapping) -> pd.DataFrame:
     """The measured columns of `cells` for rates of one seed each, or of all together."""
     own = rates[rates["scorer"] == options["scorer"]]
