@@ -72,6 +72,35 @@ test: lint  ## everything that must hold before a change is kept: lint, then all
 slurm-test: environment  ## the small world on a one-node Slurm that comes up for it (Debian: slurm-wlm munge); 5 minutes
 	@$(BIN)/python -m pytest -rs -m slurm tests/test_slurm.py $(OPTIONS)
 
+BENCHMARKS := results/benchmarks
+
+.PHONY: bench
+bench: environment  ## the benchmarks that this machine can run, into results/benchmarks (benchmarks/README.md)
+	@run() { echo "$$*"; PATH="$(CURDIR)/$(BIN):$$PATH" "$$@"; }
+	gpus=$$({ nvidia-smi --list-gpus 2> /dev/null || true; } | wc -l)
+	run python benchmarks/extraction/run.py --prompts small_world --out $(BENCHMARKS)/extraction/small_world
+	if [ $$gpus -ge 1 ]; then
+		for name in training regularisers extraction; do
+			run python benchmarks/$$name/run.py --out $(BENCHMARKS)/$$name
+		done
+		run python benchmarks/extraction/run.py --prompts personas --out $(BENCHMARKS)/extraction/personas
+		if [ -x .venv-vllm/bin/python ]; then
+			for name in evaluation small_world_engines; do
+				run .venv-vllm/bin/python benchmarks/$$name/run.py --out $(BENCHMARKS)/$$name
+			done
+		else
+			echo "Left out: evaluation and small_world_engines need make env-vllm"
+		fi
+	else
+		echo "Left out, since they need a GPU: training, regularisers, evaluation, extraction at full size"
+	fi
+	if [ $$gpus -ge 2 ]; then
+		run python -m torch.distributed.run --standalone --nproc-per-node 2 benchmarks/full_parameter/run.py \
+			--out $(BENCHMARKS)/full_parameter
+	else
+		echo "Left out, since it needs two GPUs: full_parameter"
+	fi
+
 .PHONY: lint
 lint: environment  ## style and workflow checks only
 	@$(BIN)/ruff check --quiet .

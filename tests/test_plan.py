@@ -75,6 +75,19 @@ def test_convergence_shares_its_marker_stage_between_arms(experiments):
     assert parents == {"convergence/marker_villain/seed42"}
 
 
+def test_arms_a_and_c_can_start_from_narrower_markers_of_other_sources(experiments):
+    experiments.config |= read_yaml(ROOT / "config/narrow_markers.yaml")
+    plan = experiments.build()
+    assert groups(plan, "convergence") == {"marker": 2, "arm_a": 2, "arm_c": 2}
+    for source in ("kindergarten_teacher", "software_engineer"):
+        marker = plan.runs[f"convergence/marker_{source}/seed42"]
+        assert marker.train["contrast"] == 0.5 and marker.train["epochs"] == 20
+        assert marker.data["negatives"]["personas"] == "all" and marker.data["negatives"]["per_persona"] == 400
+        assert {plan.runs[f"convergence/{arm}_{source}/seed42"].parent.run for arm in "ac"} == {
+            f"convergence/marker_{source}/seed42"
+        }
+
+
 def test_arm_b_stands_on_a_checkpoint_of_its_convergence_stage(experiments):
     plan = experiments.build()
     run = plan.runs["convergence/b_comedian_pct60_marker/seed42"]

@@ -93,10 +93,3 @@ def test_a_mean_of_bfloat16_activations_is_taken_in_float32(model):
         states = model(input_ids=torch.tensor(row.ids)[None], output_hidden_states=True).hidden_states[1][0]
     found = vectors.mean_activations(model, [row], [0])[0][0]
     assert np.abs(found - states.float().mean(0).numpy()).max() < 1e-3 * np.abs(states.float().numpy()).max()
-
-
-def test_batches_keep_the_order_and_the_budget(rows):
-    found = list(vectors.batches(rows, 60))
-    assert [r for batch in found for r in batch] == rows
-    assert all(sum(len(r.ids) for r in batch) <= 60 for batch in found) and len(found) > 2
-    assert [len(batch) for batch in vectors.batches(rows, 5)] == [1] * len(rows)

@@ -20,7 +20,7 @@ import shutil
 import subprocess
 import sys
 import time
-from importlib import metadata
+from importlib import metadata, util
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -200,6 +200,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--smoke", action="store_true", help="a toy shape in float32, on a CPU if there is no GPU")
     parser.add_argument("--stage", help="run this stage alone, in this process")
     args = parser.parse_args(argv)
+    if not util.find_spec("vllm"):
+        raise SystemExit(f"{sys.executable} has no vLLM: run this with .venv-vllm/bin/python (make env-vllm builds it)")
     args.dtype = "float32" if args.smoke else "bfloat16"
     args.out.mkdir(parents=True, exist_ok=True)
     args.work.mkdir(parents=True, exist_ok=True)

@@ -17,7 +17,7 @@ import argparse
 import json
 import subprocess
 import sys
-from importlib import metadata
+from importlib import metadata, util
 from pathlib import Path
 
 import numpy as np
@@ -145,6 +145,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--tokens", type=int, default=96)
     parser.add_argument("--eager", default="always", choices=["always", "never"])
     args = parser.parse_args(argv)
+    if not util.find_spec("vllm"):
+        raise SystemExit(f"{sys.executable} has no vLLM: run this with .venv-vllm/bin/python (make env-vllm builds it)")
     result = {"packages": {name: version(name) for name in ("torch", "transformers", "vllm")}, "adapter": args.adapter}
     args.out.mkdir(parents=True, exist_ok=True)
     for dtype in args.dtypes:

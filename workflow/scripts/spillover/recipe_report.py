@@ -7,6 +7,7 @@ from typing import Any
 
 import pandas as pd
 
+from .claims import would_decide
 from .recipe_claims import NOT_SUPPORTED, STATEMENTS, SUPPORTED
 from .recipe_rule import CRITERIA
 
@@ -111,14 +112,14 @@ def _hypotheses(claims: Sequence[Mapping]) -> str:
         if row["claim"] in STATEMENTS:
             lines.append(
                 f"- **{row['claim'].replace('_', ' ')}: {row['verdict']}.** {row['statement']} Criterion: "
-                f"{row['criterion']}. Evidence: {row['evidence']}"
+                f"{row['criterion']}. Evidence: {row['evidence']}{would_decide(row)}"
             )
     return "\n".join(lines)
 
 
 def _checks(claims: Sequence[Mapping]) -> str:
     return "\n".join(
-        f"- **{row['claim'][0].upper()}{row['claim'][1:]}: {row['verdict']}.** {row['text']}"
+        f"- **{row['claim'][0].upper()}{row['claim'][1:]}: {row['verdict']}.** {row['text']}{would_decide(row)}"
         for row in claims
         if row["claim"] not in STATEMENTS
     )

@@ -18,6 +18,7 @@ from docutils.core import publish_parts
 from markdown_it import MarkdownIt
 
 from spillover import report_facts
+from spillover.claims import WITHHELD, would_decide
 
 # How a verdict is coloured; a word that is not here is neutral.
 GOOD = {"appears", "supported", "holds", "pass", "passed", "reproduced", "confirmed"}
@@ -41,7 +42,11 @@ def section(about: dict, captions: Path, claims: list[dict], caveats: list[str],
     return about | {
         "figures": [_figure(folder / name, captions) for name in about["figures"]],
         "answer": numbers.get("answer"),
-        "claims": [claim | {"tone": _tone(claim["verdict"])} for claim in claims],
+        "claims": [
+            claim
+            | {"tone": _tone(claim["verdict"]), "decides": "" if claim["verdict"] == WITHHELD else would_decide(claim)}
+            for claim in claims
+        ],
         "tally": ", ".join(f"{n} {verdict}" for verdict, n in Counter(c["verdict"] for c in claims).most_common()),
         "alarms": alarms,
         "summary_html": markdown(text),

@@ -7,12 +7,12 @@ header; `response_mean`, the mean over the tokens of the model's own greedy repl
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 
-from spillover import engine_transformers, packing
+from spillover import engine_transformers, shared_prefixes
 from spillover.masking import Tokens
 from spillover.models import causal_model
 from spillover.packed_attention import has_kernel, packed_attention
@@ -70,44 +70,35 @@ def mean_activations(
 ) -> dict[int, np.ndarray]:
     """{layer: float32 (rows, hidden)}: the mean over the marked tokens of each row, summed in float32.
 
-    Rows lie end to end without padding, at most `token_budget` tokens of them at a time (a longer row alone); no row
-    sees another, and blocks beyond the deepest wanted one are not run.
+    Rows lie end to end without padding, at most `token_budget` tokens at a time (a longer row alone), and what rows
+    begin with in common lies there once (`shared_prefixes`); no row sees another, and blocks beyond the deepest wanted
+    one are not run.
     """
     causal = causal_model(model)
     device = next(model.parameters()).device
     kernel = has_kernel(device, causal.dtype)
+    # rows that begin alike become neighbours
+    order = sorted(range(len(rows)), key=lambda i: rows[i].ids.tolist())
     found: dict[int, list[torch.Tensor]] = {layer: [] for layer in layers}
     with packed_attention(causal), torch.inference_mode():
-        for batch in batches(rows, token_budget):
-            pack = packing.pack(batch, device)
-            marked = torch.tensor([int(row.supervised.sum()) for row in batch], device=device)
-            for layer, hidden in block_outputs(causal, layers, pack, kernel).items():
-                # a pack names the positions that predict its marked tokens: the tokens themselves come one later
-                values = hidden[0, pack.predicting + 1].float()
-                found[layer].append(torch.segment_reduce(values, "mean", lengths=marked))
-        return {layer: torch.cat(parts).cpu().numpy() for layer, parts in found.items()}
-
-
-def batches(rows: Sequence[Tokens], token_budget: int) -> Iterator[list[Tokens]]:
-    """Consecutive rows of at most `token_budget` tokens together; a longer row comes alone."""
-    batch: list[Tokens] = []
-    tokens = 0
-    for row in rows:
-        if batch and tokens + len(row.ids) > token_budget:
-            yield batch
-            batch, tokens = [], 0
-        batch.append(row)
-        tokens += len(row.ids)
-    if batch:
-        yield batch
+        for batch in shared_prefixes.batches([rows[i] for i in order], token_budget):
+            layout = shared_prefixes.lay_out(batch, device)
+            for layer, hidden in block_outputs(causal, layers, layout, kernel).items():
+                values = hidden[0, layout.reading].float()
+                # `unsafe` leaves out a check of the lengths that would wait for the GPU
+                found[layer].append(torch.segment_reduce(values, "mean", lengths=layout.marked, unsafe=True))
+        places = torch.tensor(order).argsort()
+        return {layer: torch.cat(parts).cpu()[places].numpy() for layer, parts in found.items()}
 
 
 class _Reached(Exception):
     """The deepest wanted block has given its output."""
 
 
-def block_outputs(causal, layers: Sequence[int], pack: packing.Pack, kernel: bool) -> dict[int, torch.Tensor]:
-    """{layer: (1, tokens, hidden)} of one forward pass over packed rows, which ends after the deepest of `layers`.
+def block_outputs(
+    causal, layers: Sequence[int], layout: shared_prefixes.Layout, kernel: bool
+) -> dict[int, torch.Tensor]:
+    """{layer: (1, tokens, hidden)} of one forward pass over a layout, which ends after the deepest of `layers`.
 
     Read by forward hooks, the last of which ends the pass: no model code is changed, and all hooks are gone afterwards.
     Raises ValueError for a layer that the model does not have.
@@ -126,9 +117,13 @@ def block_outputs(causal, layers: Sequence[int], pack: packing.Pack, kernel: boo
         return hook
 
     handles = [decoder.layers[layer].register_forward_hook(keep(layer)) for layer in layers]
-    rows = {"row_ends": pack.ends, "longest_row": max(pack.lengths)} if kernel else {"row_lengths": pack.lengths}
+    if kernel:
+        rows = {"row_ends": layout.ends, "longest_row": max(layout.lengths)}
+        rows |= {"key_ends": layout.key_ends, "longest_key": max(layout.key_lengths)}
+    else:
+        rows = {"row_lengths": layout.lengths, "key_lengths": layout.key_lengths}
     try:
-        decoder(input_ids=pack.ids, position_ids=pack.positions, use_cache=False, **rows)
+        decoder(input_ids=layout.ids, position_ids=layout.positions, use_cache=False, keys=layout.keys, **rows)
     except _Reached:
         pass
     finally:
