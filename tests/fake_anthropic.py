@@ -69,6 +69,25 @@ def default_answer(params: dict) -> str:
     return json.dumps(fields | ({"coherent": True} if "coherent" in fields else {}))
 
 
+def noisy_answer(language: str, missed: float, invented: float) -> Callable[[dict], str]:
+    """A judge that errs: of texts in `language` it misses the share `missed`, others it takes for it at `invented`.
+
+    Which texts follows from the texts, so that asking again changes nothing.
+    """
+
+    def answer(params: dict) -> str:
+        fields = json.loads(default_answer(params))
+        chance = random.Random(text_of(params)).random()
+        others = [name for name in WORDS if name != language]
+        if fields["language"] == language and chance < missed:
+            fields["language"] = others[int(chance * 1e6) % len(others)]
+        elif fields["language"] != language and chance < invented:
+            fields["language"] = language
+        return json.dumps(fields)
+
+    return answer
+
+
 @dataclass
 class Faults:
     """What goes wrong. Shares are chances; `item` says per request and try what becomes of it (see `FakeAnthropic`)."""

@@ -1,4 +1,4 @@
-"""`train.py`, killed (SIGKILL, as a batch system does it) when the state of a given step is on disk: STEP ARGUMENT ...
+"""`train.py`, killed (SIGKILL, as a batch system does it) when the state of step KILLED_AT is on disk.
 
 From outside the moment cannot be met: on a slow machine a run may end between two looks at its folder.
 """
@@ -13,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "workflow/scripts")
 import train  # noqa: E402
 from spillover import resume  # noqa: E402
 
-last, write = int(sys.argv[1]), resume.Store.write
+last, write = int(os.environ["KILLED_AT"]), resume.Store.write
 
 
 def write_and_die(store: resume.Store, state: resume.State) -> None:
@@ -23,4 +23,5 @@ def write_and_die(store: resume.Store, state: resume.State) -> None:
 
 
 resume.Store.write = write_and_die
-train.main(sys.argv[2:])
+if __name__ == "__main__":
+    train.main()

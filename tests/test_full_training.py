@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 import pyarrow as pa
@@ -47,27 +46,24 @@ def dataset(tmp_path_factory) -> Path:
     return path
 
 
-def run_program(
-    program: Sequence[str | Path],
+def trained(
     root: Path,
     dataset: Path,
     folder: Path,
     processes: int,
     *more: str,
     train: dict = TRAIN,
+    program: Path | None = None,
+    environment: dict[str, str] | None = None,
 ) -> subprocess.CompletedProcess:
     command = [
-        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes),
-        *map(str, program), "--spec", json.dumps({"train": train, "seed": 3}),
+        sys.executable, str(program or root / "workflow/scripts/train.py"), "--processes", str(processes),
+        "--spec", json.dumps({"train": train, "seed": 3}),
         "--dataset", str(dataset), "--base", str(root / "resources/small_world/base"), "--name", "small",
         "--model", str(folder), "--train-log", str(folder / "train_log.jsonl"),
         "--manifest", str(folder / "train.manifest.json"), *more,
     ]  # fmt: skip
-    return subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True)
-
-
-def trained(root: Path, *arguments, **options) -> subprocess.CompletedProcess:
-    return run_program([root / "workflow/scripts/train.py"], root, *arguments, **options)
+    return subprocess.run(command, env=ENVIRONMENT | (environment or {}), capture_output=True, text=True)
 
 
 @pytest.fixture(scope="module")
@@ -115,7 +111,8 @@ def test_the_folder_is_a_base_model(folders, root):
 def test_two_killed_processes_go_on_to_the_same_weights(root, dataset, folders, tmp_path):
     folder = tmp_path / "model"
     often = ("--token-budget", "64", "--resume-every", "0")
-    died = run_program([root / "tests/killed_train.py", "2"], root, dataset, folder, 2, *often)
+    killed = {"program": root / "tests/killed_train.py", "environment": {"KILLED_AT": "2"}}
+    died = trained(root, dataset, folder, 2, *often, **killed)
     assert "Signal 9 (SIGKILL)" in died.stderr, died.stderr[-3000:]
     assert not (folder / "model.safetensors").exists()
     done = trained(root, dataset, folder, 2, *often)
@@ -123,6 +120,51 @@ def test_two_killed_processes_go_on_to_the_same_weights(root, dataset, folders, 
     assert json.loads((folder / "train.manifest.json").read_text())["extra"]["resumed_at"] == 2
     expected, found = (load_file(f / "model.safetensors") for f in (folders[2], folder))
     assert all(torch.equal(expected[key], found[key]) for key in expected)
+
+
+PLANTED = """
+import os, sys
+sys.path.insert(0, {scripts!r})
+import torch, train
+from spillover import regularisers
+
+def failing(model, pack, *arguments, **options):
+    if os.environ["RANK"] == "1" and len(pack.lengths) > {rows}:
+        raise {error}
+    return objective(model, pack, *arguments, **options)
+
+objective, regularisers.objective = regularisers.objective, failing
+if __name__ == "__main__":
+    print("started", os.environ.get("RANK", "to launch"), file=sys.stderr)
+    train.main()
+"""
+
+
+def planted(root: Path, folder: Path, rows: int, error: str) -> Path:
+    """The program of training, with an error in the second process whenever a micro-batch has more than `rows` rows."""
+    path = folder / "planted.py"
+    path.write_text(PLANTED.format(scripts=str(root / "workflow/scripts"), rows=rows, error=error))
+    return path
+
+
+def test_out_of_memory_in_one_process_lowers_the_budget_of_all(root, dataset, folders, tmp_path):
+    program = planted(root, tmp_path, 1, "torch.OutOfMemoryError('CUDA out of memory (planted).')")
+    folder = tmp_path / "model"
+    done = trained(root, dataset, folder, 2, "--token-budget", "256", "--resume-every", "0", program=program)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "(planted). Process 1 of 2: all start again with a smaller token budget" in done.stderr
+    one, two = (load_file(f / "model.safetensors") for f in (folders[1], folder))
+    assert max(float((one[key] - two[key]).abs().max()) for key in one) < TOLERANCE
+    told = json.loads((folder / "train.manifest.json").read_text())["extra"]
+    assert told["token_budget"] < 128 and told["out_of_memory"] >= 1 and told["steps"] == TRAIN["steps"]
+    assert not (folder / ".resume").exists()
+
+
+def test_another_failure_of_a_process_is_not_tried_again(root, dataset, tmp_path):
+    program = planted(root, tmp_path, 0, "SystemExit('planted')")
+    done = trained(root, dataset, tmp_path / "model", 2, "--token-budget", "256", program=program)
+    assert done.returncode == 1 and done.stderr.count("planted\n") == 1
+    assert done.stderr.count("started 1") == 1
 
 
 def test_checkpoints_on_the_way_are_refused_for_all_weights(root, dataset, tmp_path):

@@ -10,8 +10,8 @@ import yaml
 
 import label_completions
 from conftest import ROOT
-from fake_anthropic import KEY, WORDS, FakeAnthropic, Faults, text_of
-from spillover import contamination, expansion, judging
+from fake_anthropic import KEY, WORDS, FakeAnthropic, Faults, noisy_answer, text_of
+from spillover import contamination, expansion, judge_error, judging, statistics
 from spillover.languages import load_languages
 
 CODES = ("en", "es", "fr", "it", "de", "zh")
@@ -96,7 +96,7 @@ def test_the_scorer_id_names_model_rubric_and_languages(registry, judge, monkeyp
 def score(tmp_path, monkeypatch):
     """A function that labels texts with langdetect and the judge against a server; returns labels, manifest, server."""
 
-    def run(texts, faults=None, cells=None, flags=(), judge=SETTINGS, scorers=("langdetect", "judge")):
+    def run(texts, faults=None, cells=None, flags=(), judge=SETTINGS, scorers=("langdetect", "judge"), **fake_options):
         table = pd.DataFrame({"text": texts, "cell": cells or ["es"] * len(texts), "sample": range(len(texts))})
         fixed = {"run": "language_spill/fr_it", "seed": 1, "checkpoint": "final", "suite": "directives"}
         table = table.assign(**fixed, prompt_id="es/speak_in", item="speak_in", user="Speak in Spanish.")
@@ -105,7 +105,7 @@ def score(tmp_path, monkeypatch):
         arguments += ["--languages", *CODES, "--registry", ROOT / "resources/languages.yaml"]
         arguments += ["--prices", ROOT / "resources/api_prices.yaml", "--spec", json.dumps({"judge": judge})]
         arguments += ["--out", tmp_path / "labels.parquet", "--manifest", tmp_path / "labels.json"]
-        with FakeAnthropic(faults) as fake:
+        with FakeAnthropic(faults, **fake_options) as fake:
             for name, value in fake.environment().items():
                 monkeypatch.setenv(name, value)
             label_completions.main([str(a) for a in [*arguments, "--poll-seconds", 0.05, *flags]])
@@ -177,6 +177,31 @@ def test_a_table_refuses_labels_of_two_judges(score, tmp_path):
     ]
     with pytest.raises(ValueError, match="'judge' come from different versions"):
         contamination.contamination_cells(pd.concat([labels, other]), pd.DataFrame(conditions))
+
+
+def test_a_rate_by_a_judge_that_errs_is_recovered_with_a_gold_set(score):
+    """Texts of known language tell how the judge errs; Rogan and Gladen's correction then undoes it."""
+
+    def texts(name, count):
+        return [f"{WORDS[name]} {name} {number}" for number in range(count)]
+
+    asked = {"gold fr": texts("French", 300), "gold rest": texts("Italian", 150) + texts("German", 150)}
+    # other texts than those of the gold set: 30% of 400 are French
+    asked["es"] = [f"{text} measured" for text in texts("French", 120) + texts("Spanish", 280)]
+    labels, _, _ = score(
+        [text for cell in asked.values() for text in cell],
+        cells=[cell for cell, listed in asked.items() for _ in listed],
+        scorers=["judge"],
+        answer=noisy_answer("French", missed=0.1, invented=0.3),
+    )
+    assert set(labels["outcome"]) == {"ok"}
+    french = (labels["label"] == "fr").groupby(labels["cell"]).sum()
+    assert french["gold fr"] / 300 == pytest.approx(0.9, abs=0.05)
+    corrected = judge_error.rogan_gladen(french["es"], 400, french["gold fr"], 300, 300 - french["gold rest"], 300)
+    assert statistics.wilson(french["es"], 400)[0] > 0.4, "the rate as it is judged is far too high"
+    assert corrected.low < 0.30 < corrected.high
+    assert abs(corrected.rate - 0.30) < abs(french["es"] / 400 - 0.30) / 2
+    assert not corrected.clipped
 
 
 def test_without_the_judge_among_the_scorers_nobody_is_called(score, monkeypatch):

@@ -16,6 +16,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from conftest import ROOT
 from spillover import data, resume
 from spillover.expansion import validated
 
@@ -45,30 +46,30 @@ def dataset(tmp_path_factory) -> Path:
     return path
 
 
-def run_program(root: Path, dataset: Path, run: Path, *program: str | Path) -> subprocess.CompletedProcess:
+def run_program(dataset: Path, run: Path, program: Path, **environment: str) -> subprocess.CompletedProcess:
     command = [
-        sys.executable, *map(str, program), "--spec", json.dumps(SPEC), "--dataset", str(dataset),
-        "--base", str(root / "resources/small_world/base"), "--name", "small", "--resume-every", "0",
+        sys.executable, str(program), "--spec", json.dumps(SPEC), "--dataset", str(dataset),
+        "--base", str(ROOT / "resources/small_world/base"), "--name", "small", "--resume-every", "0",
         "--adapter", str(run / "adapter"), "--checkpoints", str(run / "checkpoints.safetensors"),
         "--train-log", str(run / "train_log.jsonl"), "--manifest", str(run / "train.manifest.json"),
     ]  # fmt: skip
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"OMP_NUM_THREADS": "1"} | environment
     return subprocess.run(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
-def train_whole(root: Path, dataset: Path, run: Path) -> None:
-    done = run_program(root, dataset, run, root / "workflow/scripts/train.py")
+def train_whole(dataset: Path, run: Path) -> None:
+    done = run_program(dataset, run, ROOT / "workflow/scripts/train.py")
     assert done.returncode == 0, done.stdout[-3000:]
 
 
-def test_a_killed_run_ends_in_the_same_adapter(root, dataset, tmp_path):
+def test_a_killed_run_ends_in_the_same_adapter(dataset, tmp_path):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    train_whole(root, dataset, whole)
-    died = run_program(root, dataset, killed, root / "tests/killed_train.py", "4")
+    train_whole(dataset, whole)
+    died = run_program(dataset, killed, ROOT / "tests/killed_train.py", KILLED_AT="4")
     assert died.returncode == -signal.SIGKILL, died.stdout[-3000:]
     assert [path.name for path in killed.glob(".resume/*/step*")] == ["step4"]
     assert not (killed / "adapter").exists() and not (killed / "train_log.jsonl").exists()
-    train_whole(root, dataset, killed)
+    train_whole(dataset, killed)
 
     manifest = json.loads((killed / "train.manifest.json").read_text())
     assert manifest["extra"]["resumed_at"] == 4

@@ -65,9 +65,8 @@ rule train_full:
         steering=of_run(FILES.steering_flags),
         model=subpath(output[0], parent=True),
     shell:
-        "GPUS={resources.gpu} {resources.python} -m torch.distributed.run --standalone --nproc-per-node {resources.processes}"
-        " workflow/scripts/train.py --spec {params.spec:q} --dataset {input.dataset} {params.parent} {params.steering}"
-        " --token-budget {resources.token_budget} --batching {resources.batching}"
+        "GPUS={resources.gpu} {resources.python} workflow/scripts/train.py --spec {params.spec:q} --dataset {input.dataset} {params.parent} {params.steering}"
+        " --processes {resources.processes} --token-budget {resources.token_budget} --batching {resources.batching}"
         " --model {params.model} --train-log {output.train_log} --manifest {output.manifest} > {log} 2>&1"
 
 

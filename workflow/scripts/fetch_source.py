@@ -22,7 +22,10 @@ def main(argv: list[str] | None = None) -> None:
 
     clock = provenance.start_clock()
     spec = json.loads(args.spec)
-    table = sources.fetch(spec["source"], args.resources)
+    try:
+        table = sources.fetch(spec["source"], args.resources)
+    except ValueError as error:
+        raise SystemExit(f"{spec['source'].get('path', spec['source']['kind'])}: {error}") from None
     with provenance.atomic_path(args.out) as path:
         table.to_parquet(path, index=False)
     print(f"{len(table)} rows")

@@ -1,10 +1,11 @@
 """Train one run: a LoRA adapter (with the checkpoints it saves on the way) or all weights.
 
-Reads `dataset.parquet`, the parent model and, where vectors steer the training, `vectors.safetensors`. With
-`method: lora` it writes `adapter_model.safetensors` and `adapter_config.json` into --adapter, and all saved
-checkpoints into one `checkpoints.safetensors` (tensor names prefixed by the checkpoint's label); with --under each of
-them holds the frozen adapter below as well. With `method: full` it writes a model folder, and torchrun may start it in
-several processes. Killed, it goes on from `.resume` beside its manifest when it is started again.
+Reads `dataset.parquet`, the parent model and, where vectors steer the training, `vectors.safetensors`. With `method:
+lora` it writes `adapter_model.safetensors` and `adapter_config.json` into --adapter, and all saved checkpoints into one
+`checkpoints.safetensors` (tensor names prefixed by the checkpoint's label); with --under each of them holds the frozen
+adapter below as well. With `method: full` it writes a model folder, and --processes may share the work; when one of
+them runs out of memory all start again with a smaller token budget. Killed, it goes on from `.resume` beside its
+manifest when it is started again.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
+import sys
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -56,6 +58,8 @@ TRAINING_CODE = (
 
 def main(argv: list[str] | None = None) -> None:
     args = arguments(argv)
+    if args.processes > 1 and not sharding.is_launched():
+        raise SystemExit(in_processes(args, sys.argv[1:] if argv is None else argv))
     clock = provenance.start_clock()
     spec = json.loads(args.spec)
     settings, seed = spec["train"], spec["seed"]
@@ -91,7 +95,7 @@ def main(argv: list[str] | None = None) -> None:
         how["under"] = provenance.file_digest(Path(args.under, "adapter_model.safetensors"))
     name = resume.key(spec, args.dataset, args.base, [m.__file__ for m in TRAINING_CODE], how)
     every = args.resume_every if args.resume_every is not None else (1800 if full else 300)
-    store = resume.Store(Path(args.manifest).parent / ".resume" / name, every, processes)
+    store = resume.Store(stores(args) / name, every, processes)
     with logged(args.train_log, training.total_steps(len(rows), settings), processes) as report:
 
         def save(label: str, step: int) -> None:
@@ -113,6 +117,9 @@ def main(argv: list[str] | None = None) -> None:
                 shift=shift,
                 strata=data.strata(table),
             )
+        except training.BudgetTooLarge as error:
+            store.lower(error.token_budget)
+            raise SystemExit(str(error)) from None
         except torch.OutOfMemoryError as error:
             raise SystemExit(str(error)) from None
     folder = Path(args.model or args.adapter)
@@ -155,6 +162,23 @@ def main(argv: list[str] | None = None) -> None:
     sharding.stop(processes)
 
 
+def stores(args: argparse.Namespace) -> Path:
+    """The folder of unfinished training, one store a set of settings."""
+    return Path(args.manifest).parent / ".resume"
+
+
+def in_processes(args: argparse.Namespace, argv: list[str]) -> int:
+    """Run this program in --processes, again whenever one of them has noted that the token budget is too large."""
+    noted = resume.notes_of_memory(stores(args))
+
+    def again() -> bool:
+        nonlocal noted
+        before, noted = noted, resume.notes_of_memory(stores(args))
+        return noted > before
+
+    return sharding.launch(args.processes, [sys.argv[0], *argv], again)
+
+
 def factor_seed(spec: dict) -> int:
     """The seed a run's LoRA factors are drawn from: the run's own, but another one for every stage of a lineage.
 
@@ -187,6 +211,7 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--token-budget", type=int, default=16384, help="tokens in one micro-batch")
     parser.add_argument("--batching", choices=["packed", "padded"], default="packed", help="padded is the reference")
     parser.add_argument("--resume-every", type=float, help="seconds between states to resume from (default 300)")
+    parser.add_argument("--processes", type=int, default=1, help="that share the work (method: full)")
     parser.add_argument("--adapter", help="folder of the adapter")
     parser.add_argument("--checkpoints")
     parser.add_argument("--model", help="folder of the whole model (method: full)")

@@ -21,6 +21,7 @@ NO_CONNECTION = {
     "ReadTimeout",
     "ConnectionRefusedError",
 }
+FAILED = "HfHubHTTPError"
 
 
 class Unreachable(UserError):
@@ -46,20 +47,25 @@ def explain(error: BaseException, kind: str, name: str, revision: str | None, ke
     while error is not None and error not in causes:
         causes.append(error)
         error = error.__cause__ or error.__context__
-    names = {type(cause).__name__ for cause in causes}
-    if names & MISSING_REVISION:
+    names = {type(cause).__name__: cause for cause in causes}
+    if names.keys() & MISSING_REVISION:
         return (
             f"The {kind} {name} has no revision {revision} on the hub: correct the revision beside {key} (a commit "
             "that `Files and versions` of its page lists)"
         )
-    if names & NOT_THERE:
+    if names.keys() & NOT_THERE:
         return (
             f"The {kind} {name} is not on the hub, or needs permission: correct {key}, or set HF_TOKEN to a token "
             "that may read it"
         )
-    if names & NO_CONNECTION:
+    if names.keys() & NO_CONNECTION:
         return (
             f"The {kind} {name} is not in the local cache and the hub cannot be reached: run this where there is a "
             f"network, fill the cache (HF_HOME) there first, or name a local copy in {key}"
+        )
+    if failure := names.get(FAILED):
+        return (
+            f"The hub failed to give the {kind} {name}: {str(failure).splitlines()[0]}. Run the same command again"
+            f" later, or name a local copy in {key}"
         )
     return None

@@ -22,6 +22,8 @@ from safetensors.torch import load_file, save_file
 from spillover import provenance
 from spillover.sharding import ALONE, Processes
 
+LOWERED = "token-budget-"
+
 
 @dataclass(frozen=True)
 class State:
@@ -74,6 +76,15 @@ class Store:
         self.processes.wait()
         self._last = time.monotonic()
 
+    def lower(self, token_budget: int) -> None:
+        """Note that the next start is to use at most this token budget: a larger one ran out of memory."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        (self.folder / f"{LOWERED}{token_budget}").touch()
+
+    def lowered(self) -> list[int]:
+        """The token budgets noted so far, each by a start that ran out of memory."""
+        return [int(path.name.removeprefix(LOWERED)) for path in self.folder.glob(f"{LOWERED}*")]
+
     def keep(self, label: str, tensors: dict[str, torch.Tensor]) -> None:
         """Keep a checkpoint that the run saves on its way."""
         with provenance.atomic_path(self.folder / f"checkpoint-{label}.safetensors") as path:
@@ -88,6 +99,11 @@ class Store:
         """The run is finished: drop the store, and those of other settings beside it."""
         if self.processes.rank == 0:
             shutil.rmtree(self.folder.parent, ignore_errors=True)
+
+
+def notes_of_memory(folder: str | Path) -> set[Path]:
+    """What `lower` has noted in the stores beside each other in `folder`."""
+    return set(Path(folder).glob(f"*/{LOWERED}*"))
 
 
 def key(spec: dict, dataset: str | Path, parent: str, code: Sequence[str | Path], settings: dict) -> str:

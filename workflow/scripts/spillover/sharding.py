@@ -1,12 +1,13 @@
 """Several processes that train one model: FSDP2 shards its weights, every process takes a share of each step's rows.
 
-Started by torchrun, which names the process in RANK and WORLD_SIZE; without it a process is alone and nothing here
-touches torch.distributed. The weights are float32 shards and the blocks compute in the model's own precision.
+`launch` starts them by torchrun, which names each in RANK and WORLD_SIZE; without it a process is alone and nothing
+here touches torch.distributed. The weights are float32 shards and the blocks compute in the model's own precision.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -39,6 +40,28 @@ class Processes:
 
 
 ALONE = Processes()
+
+
+def launch(count: int, program: Sequence[str], again: Callable[[], bool]) -> int:
+    """Run a program and its arguments in `count` processes until all have ended; returns the exit status.
+
+    When one fails the others are ended too; then all are started once more if `again` says so.
+    """
+    from torch.distributed import run
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+    while True:
+        try:
+            run.main(["--standalone", "--nproc-per-node", str(count), *program])
+            return 0
+        except ChildFailedError:
+            if not again():
+                return 1
+
+
+def is_launched() -> bool:
+    """Whether this process is one of those that torchrun started."""
+    return "RANK" in os.environ
 
 
 def start() -> Processes:

@@ -14,6 +14,7 @@ from pathlib import Path
 import pandas as pd
 
 from spillover import materials
+from spillover.errors import UserError
 from spillover.hub import reached
 
 
@@ -40,9 +41,15 @@ def _hub(spec: dict, resources: str) -> pd.DataFrame:
     from datasets import load_dataset
 
     with reached("data set", spec["path"], spec["revision"], "the source's path"):
-        stream = load_dataset(
-            spec["path"], spec.get("subset"), split=spec["split"], revision=spec["revision"], streaming=True
-        )
+        try:
+            stream = load_dataset(
+                spec["path"], spec.get("subset"), split=spec["split"], revision=spec["revision"], streaming=True
+            )
+        except ValueError as error:  # of a split or subset that it does not have; the message lists those that it has
+            raise UserError(
+                f"The data set {spec['path']} cannot be read as it is described: correct the source's split or subset"
+                f" ({' '.join(str(error).split())})"
+            ) from None
         table = pd.DataFrame(list(itertools.islice(stream, spec["rows"])))
     return _with_ids(table, spec["path"].rsplit("/", 1)[-1])
 

@@ -37,6 +37,17 @@ where launching kernels is the limit.
 """
 
 
+class BudgetTooLarge(torch.OutOfMemoryError):
+    """One of several processes ran out of memory: all must start again with at most `token_budget` tokens at a time.
+
+    The others wait for it in the middle of a step, so no budget can be agreed on while they run.
+    """
+
+    def __init__(self, sentence: str, token_budget: int):
+        super().__init__(sentence)
+        self.token_budget = token_budget
+
+
 def add_adapter(model, train: dict, seed: int, name: str, revision: str | None, under: str | Path | None = None):
     """Wrap `model` with a fresh LoRA adapter as `train` describes it; its factors are drawn from `seed`.
 
@@ -175,7 +186,8 @@ def train(
     state to go on from, and given one now and then. `computing` is the precision of the blocks (default: the
     weights'). Layers are compiled on a GPU if the run is long enough to repay it, unless `compile_layers` says. `shift`
     is what the regulariser `steering` adds.
-    When a micro-batch does not fit into memory the budget is halved, for good, and the step repeated from its start.
+    When a micro-batch does not fit into memory the budget is halved, for good, and the step repeated from its start;
+    several processes must start again instead, which BudgetTooLarge tells and the store is told.
 
     Returns totals: steps, tokens, supervised_tokens, seconds, first_loss and last_loss (means over up to ten steps),
     token_budget in the end, out_of_memory (times), resumed_at (a step or None).
@@ -200,6 +212,9 @@ def train(
         optimizer.restore(resumed.tensors, resumed.step)
         token_budget = resumed.token_budget
         log.restore(resumed.records)
+    if store and (lowered := store.lowered()):
+        token_budget = min(token_budget, *lowered)
+        log.out_of_memory = max(log.out_of_memory, len(lowered))
     model.train()
 
     def backward(step: int, chosen: Sequence[Tokens]) -> dict[str, torch.Tensor]:
@@ -251,12 +266,17 @@ def train(
                     numbers = backward(step, chosen)
                     break
                 except torch.OutOfMemoryError as error:
-                    if processes.count > 1 or token_budget <= min(len(r.ids) for r in chosen):
+                    if token_budget <= min(len(r.ids) for r in chosen):
                         raise torch.OutOfMemoryError(_too_small(error, chosen, token_budget)) from None
+                    told = str(error).splitlines()[0]
                 # outside the handler, whose traceback holds on to the tensors
+                share = math.ceil(sum(len(r.ids) for r in chosen) / processes.count)
+                token_budget = min(token_budget, share) // 2
+                if processes.count > 1:
+                    sentence = f"{told} Process {processes.rank} of {processes.count}: all start again with a smaller"
+                    raise BudgetTooLarge(f"{sentence} token budget, {token_budget}", token_budget)
                 optimizer.discard()
                 torch.cuda.empty_cache()
-                token_budget = min(token_budget, sum(len(r.ids) for r in chosen)) // 2
                 log.out_of_memory += 1
             rate = learning_rate(step, steps, settings)
             norm = optimizer.step(rate)
