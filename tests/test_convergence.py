@@ -336,4 +336,4 @@ def test_a_push_without_effect_is_absent_only_where_the_interval_is_narrow(publi
     row |= {"relation": sign, "change_low": low, "change_high": high, "bystander_mean": 0.0}
     claim = convergence_claims._steering({"steering": [row]}, convergence_tables.Limits())
     assert claim["verdict"] == verdict
-    assert claim.get("decides_at") == (None if verdict == "does not appear" else 39)
+    assert claim.get("decides_at") == (None if verdict == "does not appear" else 38)

@@ -31,6 +31,10 @@ SETTINGS = {
     "scorers": ["langdetect", "lingua", "judge"],
     "evaluate_as": "adapter",
     "vectors": None,
+    "base_evaluate": ["directives"],
+    "axes": {"rate": [1.0e-4, 1.0e-3], "none": []},
+    "select": {},
+    "runs": {"spill": {"over": [], "train": {}, "evaluate": ["directives"]}},
 }  # fmt: skip
 SPEC = {
     "model": {"name": "small", "revision": None, "dtype": "float32"},
@@ -229,6 +233,32 @@ def test_the_methods_paragraph_follows_from_the_settings():
     assert "labelled by langdetect and lingua;" in text and "judge" not in text
     judged = report_page.methods(SETTINGS, {"name": "Q", "dtype": "x"}, {"model": "claude-haiku-4-5"})
     assert "claude-haiku-4-5 as a judge that sees the reply alone" in judged
+
+
+def test_the_methods_name_what_runs_vary_and_no_suite_that_nobody_is_measured_on():
+    group = {"over": ["rate"], "train": {"learning_rate": "{rate}", "epochs": 3}, "evaluate": ["directives"]}
+    unused = {"over": ["none"], "train": {}, "evaluate": ["pool"]}
+    suites = SETTINGS["suites"] | {"pool": {"personas": "all", "samples": 3, "temperature": 0.7, "max_tokens": 9}}
+    made = SETTINGS | {"runs": {"cell": group, "tail": unused}, "suites": suites}
+    text = report_page.methods(made, {"name": "Q", "dtype": "x"}, None)
+    assert "learning rate 0.0001 or 0.001, 3 epochs" in text and "pool" not in text
+    assert "directives: 2 languages, 20 samples" in text
+
+
+def test_an_experiment_with_an_alarm_shows_no_answer(results, root):
+    about = {
+        "name": "language_spill",
+        "title": "Spill",
+        "question": "?",
+        "folder": str(results / "language_spill/analysis"),
+    }
+    about |= {"figures": [], "summary": True, "settings": SETTINGS, "replay": None, "judge": None}
+    about["model"] = SPEC["model"]
+    claim = {"verdict": claims.WITHHELD, "text": "25 points.", "alarms": ["a copy"], "decides_at": "9 replies"}
+    made = report_page.section(about, root / "workflow/report", [claim], [], [])
+    assert made["answer"] is None and made["alarms"] == ["a copy"] and made["claims"][0]["decides"] == ""
+    sound = report_page.section(about, root / "workflow/report", [claim | {"alarms": []}], [], [])
+    assert sound["answer"] == "It spills into 3 cells."
 
 
 def test_the_methods_of_a_replay_claim_no_training():

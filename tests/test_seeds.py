@@ -24,6 +24,7 @@ NO_OVERLAPS = pd.DataFrame(
 )
 
 
+NO_CONDUCT = pd.DataFrame(columns=["run", "seed", "checkpoint", "cell", "measure", "hits", "n", "rate"])
 OPTIONS = recipe_builders.OPTIONS | {"published": recipe_builders.PUBLISHED_RULE}
 
 
@@ -100,7 +101,7 @@ def of_seeds(made, first: dict, second: dict) -> pd.DataFrame:
 def test_recipes_count_mixtures_not_their_seeds():
     points = of_seeds(recipe_builders.rehearsed, {}, {})
     contrasts = recipe_claims.contrasts(points, OPTIONS)
-    made = recipe_checks.checks(points, pd.DataFrame(columns=["run", "measure"]), contrasts, OPTIONS)
+    made = recipe_checks.checks(points, NO_CONDUCT, contrasts, OPTIONS)
     mixing = verdict(made, "mixing keeps more geometry than no mixture")
     assert mixing["n"] == 4 and "of 4 mixtures" in mixing["text"]
     assert verdict(made, "mixtures that keep geometry only dilute the narrow behaviour")["n"] == 4
@@ -110,7 +111,7 @@ def test_recipes_count_mixtures_not_their_seeds():
 def test_recipes_conclude_on_the_baseline_only_what_every_seed_shows(last, expected):
     m1s = (0.901, 0.91, 0.93, 0.955, 0.968)
     points = of_seeds(recipe_builders.steps, {"m1s": (*m1s, 0.973)}, {"m1s": (*m1s, last)})
-    made = recipe_checks.checks(points, pd.DataFrame(columns=["run", "measure"]), pd.DataFrame(), OPTIONS)
+    made = recipe_checks.checks(points, NO_CONDUCT, pd.DataFrame(), OPTIONS)
     rises = verdict(made, "plain fine-tuning raises M1")
     assert rises["verdict"] == expected and "mean of 2 seeds" in rises["text"]
 

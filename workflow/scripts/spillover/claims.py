@@ -75,9 +75,11 @@ def _row(claim: Mapping, experiment: str, record: Mapping | None, raised: Sequen
 
 
 def what_decides(record: Mapping) -> str | None:
-    """In words what would decide a claim, as its analysis says; None where it says nothing."""
+    """In words what would decide a claim, as its analysis says; None where it says nothing (nan in a table)."""
     at = record.get(DECIDES)
-    return f"about {at:,} replies a cell" if isinstance(at, int) else at
+    if isinstance(at, int):
+        return f"about {at:,} replies a cell"
+    return at if isinstance(at, str) else None
 
 
 def would_decide(record: Mapping) -> str:

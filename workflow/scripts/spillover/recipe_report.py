@@ -35,7 +35,7 @@ def summary(
 
     `context`: model, judge (or None), seeds, all_phases, schedule, plain (the baseline run), title.
     """
-    stated = [{**c, "text": f"{c['statement']} Criterion: {c['criterion']}. {c['evidence']}"} for c in claims]
+    stated = [{**c, "text": f"Criterion: {c['criterion']}. {c['evidence']}"} for c in claims]
     return {
         "answer": _answer(points, decisions, claims, context),
         "caveats": _caveats(points, context),

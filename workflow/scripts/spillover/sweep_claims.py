@@ -197,8 +197,9 @@ def capability(grid: pd.DataFrame, loss: float) -> dict:
     worst = int(np.argmin(pooled["capability_change"]))
     row = pooled.iloc[worst]
     verdict = APPEARS if min(lows) > -loss else (ABSENT if min(highs) < -loss else UNDECIDED)
+    fall = 100 * -row["capability_change"] + 0.0  # no "-0.0"
     text = (
-        f"The largest fall is {100 * -row['capability_change']:.1f} points (learning rate {row['learning_rate']:g}, "
+        f"The largest fall is {fall:.1f} points (learning rate {row['learning_rate']:g}, "
         f"{row['epochs']:g} epochs; 95 % {100 * lows[worst]:.1f} to {100 * highs[worst]:.1f}); range over the sweep "
         f"{_percent(pooled['capability'].min())} to {_percent(pooled['capability'].max())}, allowed fall "
         f"{_percent(loss)}."
