@@ -724,8 +724,10 @@ class Files:
         return self.translation_checks(experiment) if self.shares_replies(experiment) else []
 
     def shares_replies(self, experiment: str) -> bool:
-        """Whether runs of an experiment train on translated replies."""
-        return any(run.data and run.data["kind"] == "directive_replies" for run in self.plan.of(experiment))
+        """Whether runs of an experiment train on translated replies; none does in a replay."""
+        return not self.plan.config["replay"] and any(
+            run.data and run.data["kind"] == "directive_replies" for run in self.plan.of(experiment)
+        )
 
     def shared_replies_spec(self, experiment: str) -> dict:
         """What decides the replies that all conditions of an experiment use: their source, translator and languages."""
