@@ -146,6 +146,23 @@ def question(wildcards):
     return PLAN.experiments[wildcards.experiment]["question"]
 
 
+def passed_check(language):
+    """Input function: waits until the translation has passed a check, and gives no file.
+
+    As an ordinary input a verdict would hide from the plan what stands on the replies while a check is planned, and
+    would have all of it trained again. A translation whose check has passed does not wait, so a gate or judge that was
+    changed afterwards is checked again beside training. One that is planned anew is waited for, and then its check.
+    """
+
+    def get(wildcards):
+        if language in FILES.translated(wildcards.experiment):
+            awaited = checkpoints.translate if FILES.has_passed(language) else checkpoints.translation_check
+            awaited.get(language=language)
+        return []
+
+    return get
+
+
 def source_kind(wildcards):
     return CONFIG["sources"][wildcards.source]["kind"]
 

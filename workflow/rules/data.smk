@@ -1,32 +1,3 @@
-TRANSLATED = sorted(
-    {path.split("/")[-1].split(".")[0] for name in PLAN.experiments for path in FILES.translation_checks(name)}
-)
-
-
-def passed_check(language):
-    """Input function: waits until the translation has passed a check, and gives no file.
-
-    As an ordinary input a verdict would hide from the plan what stands on the replies while a check is planned, and
-    would have all of it trained again. A translation whose check has passed does not wait, so a gate or judge that was
-    changed afterwards is checked again beside training. One that is planned anew is waited for, and then its check.
-    """
-
-    def get(wildcards):
-        translation, verdict = (
-            Path(f"{FILES.root}/data/replies/{language}.{end}") for end in ("parquet", "check.json")
-        )
-        if str(verdict) not in FILES.translation_checks(wildcards.experiment):
-            return []
-        stands = verdict.exists() and translation.exists()
-        if stands and verdict.stat().st_mtime_ns >= translation.stat().st_mtime_ns:
-            checkpoints.translate.get(language=language)
-        else:
-            checkpoints.translation_check.get(language=language)
-        return []
-
-    return get
-
-
 rule source:
     input:
         words=branch(source_kind, cases={"small_world": WORDS}, otherwise=[]),
@@ -148,7 +119,7 @@ checkpoint translation_check:
 
 rule shared_replies:
     input:
-        [passed_check(code) for code in TRANSLATED],
+        [passed_check(code) for code in FILES.translated_languages()],
         replies=of(FILES.parallel_replies, "experiment"),
         code=code("share_replies"),
     output:

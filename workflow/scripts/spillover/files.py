@@ -693,10 +693,30 @@ class Files:
         """The same replies in every language of an experiment."""
         return [f"{self.root}/data/replies/{code}.parquet" for code in self.directive_languages(experiment)]
 
+    def translated(self, experiment: str) -> list[str]:
+        """The languages that an experiment has replies translated into."""
+        return [code for code in self.directive_languages(experiment) if code != "en"]
+
+    def translated_languages(self) -> list[str]:
+        """The same over all experiments."""
+        return sorted({code for name in self.plan.experiments for code in self.translated(name)})
+
+    def translation_check(self, language: str) -> str:
+        """The verdict on a translation, which exists if its check was passed."""
+        return f"{self.root}/data/replies/{language}.check.json"
+
     def translation_checks(self, experiment: str) -> list[str]:
         """The verdicts on every translation behind an experiment's shared replies."""
-        codes = [code for code in self.directive_languages(experiment) if code != "en"]
-        return [f"{self.root}/data/replies/{code}.check.json" for code in codes]
+        return [self.translation_check(code) for code in self.translated(experiment)]
+
+    def has_passed(self, language: str) -> bool:
+        """Whether the translation that is there has passed a check since it was made."""
+        verdict, translation = (
+            Path(self.translation_check(language)),
+            Path(f"{self.root}/data/replies/{language}.parquet"),
+        )
+        both = verdict.exists() and translation.exists()
+        return both and verdict.stat().st_mtime_ns >= translation.stat().st_mtime_ns
 
     def headline_checks(self, figure: str) -> list[str]:
         """The checks behind a headline figure, which keep a changed gate or judge in the plan of it."""
@@ -704,8 +724,10 @@ class Files:
         return self.translation_checks(experiment) if self.shares_replies(experiment) else []
 
     def shares_replies(self, experiment: str) -> bool:
-        """Whether runs of an experiment train on translated replies."""
-        return any(run.data and run.data["kind"] == "directive_replies" for run in self.plan.of(experiment))
+        """Whether runs of an experiment train on translated replies; none does in a replay."""
+        return not self.plan.config["replay"] and any(
+            run.data and run.data["kind"] == "directive_replies" for run in self.plan.of(experiment)
+        )
 
     def shared_replies_spec(self, experiment: str) -> dict:
         """What decides the replies that all conditions of an experiment use: their source, translator and languages."""
