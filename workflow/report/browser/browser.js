@@ -228,7 +228,7 @@ function makeTable() {
       const differs = pair && pair.includes(s);
       return plain(differs ? `≠ ${shown}` : shown, differs || failedHere ? "differs" : "");
     },
-    width: 126, responsive: s ? 2 : 0,
+    width: 108, responsive: s ? 2 : 0,
   }));
   table = new Tabulator("#list", {
     data: Array.from({ length: rows }, (_, i) => ({ i })),
@@ -239,9 +239,9 @@ function makeTable() {
     responsiveLayout: "hide",
     placeholder: "No completion passes these filters.",
     columns: [
-      column("Model", "model", (row) => modelName(data.models[columns.model[row]]), { width: 104, responsive: 1 }),
+      column("Model", "model", (row) => modelName(data.models[columns.model[row]]), { width: 96, responsive: 1 }),
       column("Cell", "cell", (row) => prompt(row).cell, { width: 74, responsive: 0 }),
-      column("Prompt", "prompt", (row) => prompt(row).user ?? "", { width: 150, responsive: 4 }),
+      column("Prompt", "prompt", (row) => prompt(row).user ?? "", { width: 128, responsive: 4 }),
       column("Reply", "text", text, { formatter: (cell) => snippet(cell.getData().i), minWidth: 140, responsive: 0 }),
       ...scored,
     ],

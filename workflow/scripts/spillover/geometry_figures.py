@@ -17,17 +17,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from . import plots
-from .spill_geometry import COSINES, PrincipalComponents
+from .spill_geometry import COSINES, PREDICTOR_TITLES, PrincipalComponents
 
 COSINE_TITLES = {"cosine_raw": "raw", "cosine_centred": "centred on the mean of these languages"}
-PREDICTOR_TITLES = {
-    "cosine_raw": "direction cosine, raw",
-    "cosine_centred": "direction cosine, centred",
-    "family": "family-tree distance",
-    "lang2vec_fam": "family-feature distance (lang2vec)",
-    "lexical": "lexical distance (Ethnologue)",
-    "char_ngram": "character-trigram distance",
-}
 
 
 def cosine_matrix(cosines: pd.DataFrame, png: str | Path, pdf: str | Path | None = None) -> Figure:

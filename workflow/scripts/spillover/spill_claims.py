@@ -15,6 +15,7 @@ import pandas as pd
 from . import contamination, statistics
 from .equivalence import fewest_deciding, rows_for_agreement, rows_for_difference, rows_for_limit
 from .plots import pair_label
+from .spill_geometry import PREDICTOR_TITLES
 
 APPEARS, ABSENT, UNDECIDED, UNTESTED = "appears", "does not appear", "undecided", "not tested"
 
@@ -269,9 +270,10 @@ def _predictors(name: str, tests: pd.DataFrame, limits: Thresholds) -> dict:
         return _claim(name, UNTESTED, "No tests were made.")
     sentences, verdicts = [], []
     for predictor, group in tests.groupby("predictor", sort=False):
+        title = PREDICTOR_TITLES.get(predictor, predictor)
         made = group[np.isfinite(group["p"])]
         if made.empty:
-            sentences.append(f"{predictor}: no test, {int(group['dropped'].max())} cells without enough values")
+            sentences.append(f"{title}: no test, {int(group['dropped'].max())} cells without enough values")
             continue
         rho, p, holm, least = made["rho"].iloc[0], *(made[name].max() for name in ("p", "p_holm", "min_p"))
         expected = rho > 0 if predictor.startswith("cosine") else rho < 0
@@ -285,7 +287,7 @@ def _predictors(name: str, tests: pd.DataFrame, limits: Thresholds) -> dict:
         n, dropped = int(made["n"].max()), int(made["dropped"].min())
         note = "within conditions only, " if partial else ""
         sentences.append(
-            f"{predictor}: {verdict} (mean rho {rho:+.2f}, p {p:.2g}, Holm {holm:.2g}, least possible {least:.2g}; "
+            f"{title}: {verdict} (mean rho {rho:+.2f}, p {p:.2g}, Holm {holm:.2g}, least possible {least:.2g}; "
             f"{note}{n} of {n + dropped} cells)"
         )
     if not verdicts:

@@ -19,6 +19,14 @@ from . import statistics
 from .languages import unknown
 
 COSINES = ("cosine_raw", "cosine_centred")
+PREDICTOR_TITLES = {
+    "cosine_raw": "direction cosine, raw",
+    "cosine_centred": "direction cosine, centred",
+    "family": "family-tree distance",
+    "lang2vec_fam": "family-feature distance (lang2vec)",
+    "lexical": "lexical distance (Ethnologue)",
+    "char_ngram": "character-trigram distance",
+}
 
 
 @dataclass(frozen=True)
