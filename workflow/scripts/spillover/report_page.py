@@ -121,7 +121,8 @@ def methods(settings: dict, model: dict, judge: dict | None, replay: dict | None
 def _labelling(settings: dict, judge: dict | None) -> list[str]:
     scorers = [s for s in settings["scorers"] if s != "judge"]
     if judge and "judge" in settings["scorers"]:
-        scorers.append(f"{judge['model']} as a judge that sees the reply alone")
+        sight = "the request as well" if settings["judging"] == "published" else "the reply alone"
+        scorers.append(f"{judge['model']} as a judge that sees {sight}")
     if not scorers:
         return []
     return [f"Replies were labelled by {_listed(scorers)}; a label that failed counts as failed, not as a label."]
