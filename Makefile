@@ -115,8 +115,9 @@ format: environment  ## put Python and workflow files into the project's form
 	$(BIN)/snakefmt Snakefile workflow/rules
 
 .PHONY: audit
-audit: environment  ## what would run, why and at what cost (PROFILE=profiles/gpu TARGETS=... OPTIONS=--json)
-	@$(RUN) $(BIN)/python workflow/scripts/audit.py --profile $(PROFILE) $(OPTIONS) $(TARGETS)
+audit: environment  ## what would run, why and at what cost (PROFILE=... CONFIGS=... TARGETS=... OPTIONS=--json)
+	@$(RUN) $(BIN)/python workflow/scripts/audit.py --profile $(PROFILE) $(if $(CONFIGS),--configfile $(CONFIGS)) \
+		$(OPTIONS) -- $(TARGETS)
 
 .PHONY: report
 report: environment  ## one offline page with the answers, and pages to read every completion in (CONFIGS=overlays)

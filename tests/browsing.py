@@ -50,6 +50,7 @@ def opened(chromium):
 
     def open_page(path, link: str = "", width: int = 1280):
         context = chromium.new_context(viewport={"width": width, "height": 844}, offline=True)
+        context.set_default_timeout(120_000)  # milliseconds: what takes a second takes many on a busy machine
         contexts.append(context)
         page = context.new_page()
         page.on("pageerror", lambda error: troubles.append(str(error)))

@@ -95,7 +95,7 @@ class Faults:
     http_share: float = 0.0
     http_kinds: tuple[str, ...] = ("429", "500", "503", "504", "529", "reset", "slow", "reset_after")
     item: Callable[[dict, int], str] = lambda params, tries: "ok"
-    slow_seconds: float = 1.0
+    slow_seconds: float = 60.0  # longer than any client of the tests waits: the connection ends without an answer
     script: list[str] = field(default_factory=list)  # kinds for the next requests, before any chance
 
 
@@ -207,6 +207,10 @@ class FakeAnthropic:
         with self.lock:
             self.tries[question(params)] += 1
             return self.faults.item(params, self.tries[question(params)])
+
+    def happened(self, moment: str) -> None:
+        with self.lock:  # one after the other: a test counts them
+            self.on_event(moment)
 
     def is_spent(self) -> bool:
         return self.spent is not None and sum(self.billed.values()) >= self.spent[0]
@@ -357,9 +361,9 @@ class _Handler(BaseHTTPRequestHandler):
                 return self._json(fake.shown(match[1]))
             if match[2]:
                 lines = [json.dumps(line) for line in fake.batches[match[1]]["results"]]
-                fake.on_event("results")
+                fake.happened("results")
                 return self._send("\n".join(lines).encode() + b"\n", "application/binary")
-            fake.on_event("poll")
+            fake.happened("poll")
             return self._json(fake.poll(match[1]))
         self._error(404, "not_found_error", path)
 
@@ -384,7 +388,7 @@ class _Handler(BaseHTTPRequestHandler):
         if fate == "invalid":
             return self._error(400, "invalid_request_error", "this text is not accepted")
         message = fake.generate(params, fate)
-        fake.on_event("message")
+        fake.happened("message")
         self._json(message)
 
     def _create(self, requests: list[dict]) -> None:
@@ -392,7 +396,7 @@ class _Handler(BaseHTTPRequestHandler):
         if len(set(ids)) < len(ids) or not all(re.fullmatch(r"[A-Za-z0-9_-]{1,64}", i) for i in ids):
             return self._error(400, "invalid_request_error", "custom_id: must be unique, at most 64 characters")
         shown = self.fake.new_batch(requests)
-        self.fake.on_event("batch")
+        self.fake.happened("batch")
         self._json(shown)
 
     def _error(self, status: int, kind: str, message: str, headers: dict | None = None) -> None:

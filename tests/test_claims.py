@@ -158,6 +158,21 @@ def test_what_was_not_run_says_so_and_copies_of_an_experiment_have_claims_too(de
     assert "## coupling\n\nNot run." in claims.markdown(table.reset_index(), {})
 
 
+def test_an_undecided_claim_says_what_would_decide_it(declared):
+    listed = yaml.safe_load(declared.read_text())
+    declared.write_text(yaml.safe_dump([*listed, listed[0] | {"claim": "order"}]))
+    undecided = {"verdict": "undecided", "text": "Too few."}
+    summary = {"claims": [{"claim": "symmetry", "decides_at": 2500, **undecided}, {"claim": "order", **undecided}]}
+    table = claims.judged(claims.declared(declared), KINDS, {"language_spill": summary}, {})
+    text = claims.markdown(table, {})
+    assert "Symmetry: undecided.** x Too few. About 2,500 replies a cell would decide it.\n" in text
+    assert "Order: undecided.** x Too few.\n" in text
+    withheld = claims.judged(
+        claims.declared(declared), KINDS, {"language_spill": summary}, {"language_spill": ["copied"]}
+    )
+    assert "would decide" not in claims.markdown(withheld, {})
+
+
 def test_a_verdict_nobody_declared_is_an_error(declared):
     summary = {"claims": [{"claim": "surprise", "verdict": "appears", "text": ""}]}
     with pytest.raises(ValueError, match="'surprise' is not declared"):

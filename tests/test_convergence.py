@@ -297,7 +297,7 @@ def test_without_arm_b_its_claims_are_not_tested(published_figures):
 
 def test_the_summary_names_every_verdict_every_difference_and_the_pinned_cell(published_figures):
     _, _, _, summary = analysed(hits_where(90, 10), published_figures)
-    text = convergence_report.markdown(summary | {"sweep": {"text": "The cell lies in the sweep's selective band."}})
+    text = convergence_report.markdown(summary | {"sweep": [{"text": "The cell lies in the sweep's selective band."}]})
     assert all(f"{claim['statement']}: {claim['verdict']}" in text for claim in summary["claims"])
     assert all(f"- {difference}" in text for difference in summary["differences"])
     assert "selective band" in text and "nan" not in text
@@ -331,6 +331,9 @@ def test_a_push_that_breaks_the_source_too_decides_nothing(published_figures):
 def test_a_push_without_effect_is_absent_only_where_the_interval_is_narrow(published_figures, replies, verdict):
     """No reply of the assistant holds the marker with or without the push; ten replies cannot tell that from 20 %."""
     row = {"source": "villain", "coefficient": 1.0, "source_rate": 0.9, "source_before": 0.9, "assistant_rate": 0.0}
+    row["assistant_before"] = 0.0
     sign, low, high = convergence_tables.relation((0, replies), (0, replies))
     row |= {"relation": sign, "change_low": low, "change_high": high, "bystander_mean": 0.0}
-    assert convergence_claims._steering({"steering": [row]}, convergence_tables.Limits())["verdict"] == verdict
+    claim = convergence_claims._steering({"steering": [row]}, convergence_tables.Limits())
+    assert claim["verdict"] == verdict
+    assert claim.get("decides_at") == (None if verdict == "does not appear" else 38)

@@ -87,7 +87,9 @@ def test_directive_rows_hold_no_question_and_cycle_the_phrasings():
 
 
 def test_too_few_replies_are_an_error():
-    with pytest.raises(ValueError, match="4 training rows are wanted, but only 1 replies exist"):
+    with pytest.raises(
+        ValueError, match="4 training rows are wanted, but only 1 replies exist in every language: lower"
+    ):
         data.directive_replies(pd.DataFrame({"id": ["a"], "text": ["Uno."]}), ["Speak in French."], 4)
 
 

@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 
@@ -14,6 +13,7 @@ from conftest import ROOT
 from spillover import devices
 
 LAUNCHER = ROOT / "workflow/scripts/on_gpu.py"
+PATIENCE = 300  # seconds, for what takes one on an idle machine
 TELL = "import os, sys; print(os.environ['CUDA_VISIBLE_DEVICES'], flush=True); sys.stdin.read()"
 
 
@@ -46,7 +46,7 @@ def gpus_of(process: subprocess.Popen) -> set[str]:
 
 def finish(process: subprocess.Popen) -> int:
     process.stdin.close()
-    return process.wait(timeout=20)
+    return process.wait(timeout=PATIENCE)
 
 
 def test_every_process_gets_a_gpu_of_its_own(launch):
@@ -102,7 +102,7 @@ def test_a_job_that_waits_for_its_last_gpu_holds_no_other(launch):
 def test_the_program_keeps_its_exit_status_and_its_process_id(launch):
     process = launch(code="import os, sys; print(os.getpid()); sys.exit(3)")
     assert int(process.stdout.readline()) == process.pid
-    assert process.wait(timeout=20) == 3
+    assert process.wait(timeout=PATIENCE) == 3
 
 
 @pytest.mark.parametrize("visible", ["", None], ids=["hidden", "absent"])
@@ -110,16 +110,16 @@ def test_a_machine_without_gpus_is_one_sentence(launch, visible):
     if visible is None and devices.visible_devices():
         pytest.skip("this machine has GPUs")
     process = launch(2, visible=visible)
-    assert process.wait(timeout=20) == 1
+    assert process.wait(timeout=PATIENCE) == 1
     message = process.stderr.read().strip()
     assert message.startswith("This job asks for 2 GPUs and sees none") and "\n" not in message
 
 
 def test_too_few_gpus_are_one_sentence_at_once(launch):
-    began = time.monotonic()
     process = launch(2, visible="5")
-    assert process.wait(timeout=20) == 1
-    assert "asks for 2 GPUs and sees only 5" in process.stderr.read() and time.monotonic() - began < 10
+    assert process.wait(timeout=PATIENCE) == 1
+    message = process.stderr.read()
+    assert "asks for 2 GPUs and sees only 5" in message and "Waiting" not in message
 
 
 def test_nvidia_smi_names_the_gpus_where_none_are_set(monkeypatch, tmp_path):

@@ -66,6 +66,47 @@ def test_rows_for_a_difference_reach_the_power_they_promise():
     assert equivalence.rows_for_difference(0.3, 0.3) is None
 
 
+def test_rows_for_a_limit_reach_the_power_they_promise():
+    rows = equivalence.rows_for_limit(0.3, 0.5)
+    rng = np.random.default_rng(0)
+    ends = [statistics.wilson(int(k), rows) for k in rng.binomial(rows, 0.3, 2000)]
+    assert np.mean([not low <= 0.5 <= high for low, high in ends]) == pytest.approx(0.8, abs=0.05)
+
+
+def test_rows_for_a_limit_of_a_rate_of_zero_agree_with_the_exact_bound():
+    rows = equivalence.rows_for_limit(0, 0.05)
+    exact = next(n for n in range(1, 200) if statistics.clopper_pearson(0, n)[1] < 0.05)
+    assert abs(rows - exact) <= 1
+
+
+@pytest.mark.parametrize(("first", "second", "limit"), [(0.6, 0.55, -0.1), (0.3, 0.2, 0.25), (0.9, 0.9, 0.1)])
+def test_rows_for_a_gap_reach_the_power_they_promise(first, second, limit):
+    rows = equivalence.rows_for_gap(first, second, limit)
+    rng = np.random.default_rng(0)
+    draws = zip(rng.binomial(rows, first, 2000), rng.binomial(rows, second, 2000), strict=True)
+    ends = [statistics.newcombe(int(a), rows, int(b), rows) for a, b in draws]
+    assert np.mean([not low <= limit <= high for low, high in ends]) == pytest.approx(0.8, abs=0.05)
+
+
+def test_no_number_of_rows_settles_a_rate_on_its_limit():
+    assert equivalence.rows_for_limit(0.5, 0.5) is None and equivalence.rows_for_limit(math.nan, 0.5) is None
+    assert equivalence.rows_for_gap(0.3, 0.2, 0.1) is None and equivalence.rows_for_gap(math.nan, 0.2, 0.1) is None
+    assert equivalence.rows_for_agreement(0.1, 0.3, 0.1) is None
+    assert equivalence.rows_for_gap(0, 0, 0.1) < 60, "two rates of 0 leave their intervals some width"
+
+
+def test_rates_that_differ_need_more_rows_to_be_shown_equal_than_equal_ones():
+    assert equivalence.rows_for_agreement(0.3, 0.3, 0.1) == equivalence.rows_for_equivalence(0.3, 0.1)
+    assert equivalence.rows_for_agreement(0.3, 0.35, 0.1) > 2 * equivalence.rows_for_equivalence(0.3, 0.1)
+
+
+def test_a_claim_is_decided_by_all_of_its_comparisons_or_by_one_that_refutes_it():
+    assert equivalence.fewest_deciding([10, 30]) == 30
+    assert equivalence.fewest_deciding([10, None]) is None
+    assert equivalence.fewest_deciding([10, None], [500, 200]) == 200
+    assert equivalence.fewest_deciding([], []) is None
+
+
 def test_rogan_gladen_golden_value_and_coverage():
     assert judge_error.rogan_gladen(30, 100, 90, 100, 85, 100).rate == pytest.approx(0.20)
     rng = np.random.default_rng(1)

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pyarrow as pa
@@ -48,7 +46,7 @@ def dataset(tmp_path_factory) -> Path:
     return path
 
 
-def command(
+def trained(
     root: Path,
     dataset: Path,
     folder: Path,
@@ -56,20 +54,16 @@ def command(
     *more: str,
     train: dict = TRAIN,
     program: Path | None = None,
-) -> list[str]:
-    return [
+    environment: dict[str, str] | None = None,
+) -> subprocess.CompletedProcess:
+    command = [
         sys.executable, str(program or root / "workflow/scripts/train.py"), "--processes", str(processes),
         "--spec", json.dumps({"train": train, "seed": 3}),
         "--dataset", str(dataset), "--base", str(root / "resources/small_world/base"), "--name", "small",
         "--model", str(folder), "--train-log", str(folder / "train_log.jsonl"),
         "--manifest", str(folder / "train.manifest.json"), *more,
     ]  # fmt: skip
-
-
-def trained(*arguments, **options) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        command(*arguments, **options), env=ENVIRONMENT, capture_output=True, text=True, timeout=400
-    )  # fmt: skip
+    return subprocess.run(command, env=ENVIRONMENT | (environment or {}), capture_output=True, text=True)
 
 
 @pytest.fixture(scope="module")
@@ -117,21 +111,13 @@ def test_the_folder_is_a_base_model(folders, root):
 def test_two_killed_processes_go_on_to_the_same_weights(root, dataset, folders, tmp_path):
     folder = tmp_path / "model"
     often = ("--token-budget", "64", "--resume-every", "0")
-    process = subprocess.Popen(
-        command(root, dataset, folder, 2, *often), env=ENVIRONMENT, start_new_session=True, stderr=subprocess.DEVNULL
-    )
-    until = time.monotonic() + 240
-    while not list(folder.glob(".resume/*/step[234]")):
-        assert process.poll() is None and time.monotonic() < until
-        time.sleep(0.005)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    for worker in workers(folder):
-        os.kill(worker, signal.SIGKILL)
+    killed = {"program": root / "tests/killed_train.py", "environment": {"KILLED_AT": "2"}}
+    died = trained(root, dataset, folder, 2, *often, **killed)
+    assert "Signal 9 (SIGKILL)" in died.stderr, died.stderr[-3000:]
     assert not (folder / "model.safetensors").exists()
     done = trained(root, dataset, folder, 2, *often)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert json.loads((folder / "train.manifest.json").read_text())["extra"]["resumed_at"] >= 2
+    assert json.loads((folder / "train.manifest.json").read_text())["extra"]["resumed_at"] == 2
     expected, found = (load_file(f / "model.safetensors") for f in (folders[2], folder))
     assert all(torch.equal(expected[key], found[key]) for key in expected)
 
@@ -179,19 +165,6 @@ def test_another_failure_of_a_process_is_not_tried_again(root, dataset, tmp_path
     done = trained(root, dataset, tmp_path / "model", 2, "--token-budget", "256", program=program)
     assert done.returncode == 1 and done.stderr.count("planted\n") == 1
     assert done.stderr.count("started 1") == 1
-
-
-def workers(folder: Path) -> list[int]:
-    """Processes that still train into `folder`: torchrun gives its workers sessions of their own."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*"):
-        try:
-            told = (path / "cmdline").read_bytes().split(b"\0")
-        except OSError:
-            continue
-        if str(folder).encode() in told:
-            found.append(int(path.name))
-    return found
 
 
 def test_checkpoints_on_the_way_are_refused_for_all_weights(root, dataset, tmp_path):

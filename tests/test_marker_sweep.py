@@ -218,6 +218,21 @@ def test_another_experiment_asks_whether_its_pinned_cell_lies_in_the_band():
     }  # fmt: skip
 
 
+def test_every_different_marker_training_is_told_its_cell_and_how_the_sweep_trained_it():
+    cells, _ = tables()
+    there = next(r for r in experiment()[1] if r["run"] == name(1e-3, 3))
+    records = [
+        there | {"run": "convergence/marker_villain", "positives": 70},
+        there | {"run": "convergence/b_villain_pct20_marker", "positives": 70},
+        there | {"run": "convergence/marker_comedian", "source": "comedian"},
+    ]
+    villain, comedian = sweep_cells.pinned_cells(cells, records)
+    assert villain["source_persona"] == "villain" and villain["in_band"]
+    assert set(villain["differs"]) == {"positives"} and "positives 70 here, 200 there" in villain["text"]
+    assert not comedian["measured"] and "no cell" in comedian["text"]
+    assert sweep_cells.pinned_cells(cells, [there])[0]["differs"] == {}
+
+
 # Boundaries
 
 

@@ -21,6 +21,7 @@ def experiments(tmp_path):
     shutil.copytree(ROOT / "config/experiments", folder)
 
     class Experiments:
+        folder = tmp_path / "experiments"
         config = yaml.safe_load((ROOT / "config/config.yaml").read_text())
 
         def edit(self, name, change):
@@ -72,6 +73,19 @@ def test_convergence_shares_its_marker_stage_between_arms(experiments):
     assert groups(plan, "convergence") == {"marker": 4, "arm_a": 4, "arm_c": 4, "arm_b_convergence": 4, "arm_b": 20}
     parents = {plan.runs[f"convergence/{arm}_villain/seed42"].parent.run for arm in "ac"}
     assert parents == {"convergence/marker_villain/seed42"}
+
+
+def test_arms_a_and_c_can_start_from_narrower_markers_of_other_sources(experiments):
+    experiments.config |= read_yaml(ROOT / "config/narrow_markers.yaml")
+    plan = experiments.build()
+    assert groups(plan, "convergence") == {"marker": 2, "arm_a": 2, "arm_c": 2}
+    for source in ("kindergarten_teacher", "software_engineer"):
+        marker = plan.runs[f"convergence/marker_{source}/seed42"]
+        assert marker.train["contrast"] == 0.5 and marker.train["epochs"] == 20
+        assert marker.data["negatives"]["personas"] == "all" and marker.data["negatives"]["per_persona"] == 400
+        assert {plan.runs[f"convergence/{arm}_{source}/seed42"].parent.run for arm in "ac"} == {
+            f"convergence/marker_{source}/seed42"
+        }
 
 
 def test_arm_b_stands_on_a_checkpoint_of_its_convergence_stage(experiments):
@@ -277,3 +291,28 @@ def test_a_key_given_twice_is_refused_with_its_line(tmp_path):
     path.write_text("seeds: [1]\ntitle: a\nseeds: [2]\n")
     with pytest.raises(ConfigError, match=r"x.yaml, line 3: key 'seeds' is given twice"):
         read_yaml(path)
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "told"),
+    [
+        ("second_label", "lingua", "options: unknown key 'second_label'"),
+        ("label", "linguo", "options.label: 'linguo' is not possible; did you mean 'lingua'?"),
+        ("max_error_share", 2, "options.max_error_share: 2"),
+    ],
+)
+def test_an_option_of_language_spill_that_nothing_reads_or_understands_is_named(experiments, option, value, told):
+    experiments.edit("language_spill", lambda c: c["options"].update({option: value}))
+    assert told in experiments.mistake()
+
+
+def test_the_published_language_spill_trains_on_the_printed_number_of_rows(experiments):
+    rows = {}
+    for protocol in ("published", "corrected"):
+        overrides = {"language_spill": {"protocol": protocol}}
+        plan = expansion.build(
+            experiments.config | {"experiments": overrides}, experiments.folder, resources=str(ROOT / "resources")
+        )
+        rows[protocol] = {run.data["rows"] for run in plan.of("language_spill")}
+    assert rows == {"published": {4989}, "corrected": {None}}
+    assert plan.source_spec("replies")["source"]["keep"] == 5200

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import yaml
 
 from conftest import ROOT
 from spillover import expansion, preflight
+from spillover.api_client import KEYS
 from spillover.plan import Plan
 
 
@@ -65,3 +68,37 @@ def test_a_run_stops_with_the_sentence_and_a_dry_run_does_not(fresh):
         and "engine.name is vllm, and python, which runs completions, has no vLLM" in real.stdout + real.stderr
     )
     assert not (fresh.path / target).exists()
+
+
+def test_a_missing_key_is_told_of_jobs_that_have_no_journal_to_read(tmp_path, monkeypatch):
+    for name in KEYS:
+        monkeypatch.delenv(name, raising=False)
+    outputs = {str(tmp_path / f"{run}/labels.parquet"): "labels" for run in ("a", "b")}
+    assert preflight.missing_key({}) is None
+    assert preflight.missing_key(outputs).startswith("ANTHROPIC_API_KEY is not set, and labels will call Claude: set")
+    for run in ("a", "b"):
+        (tmp_path / run / ".journal").mkdir(parents=True)
+        assert preflight.missing_key(outputs)
+        (tmp_path / run / ".journal/language-0.jsonl").touch()
+    assert preflight.missing_key(outputs) is None
+    monkeypatch.setenv(KEYS[1], "x")
+    assert preflight.missing_key({str(tmp_path / "c/labels.parquet"): "labels"}) is None
+
+
+def test_a_run_that_will_call_stops_without_a_key_and_its_plan_and_a_run_that_will_not_do_not(fresh):
+    fresh.edit("config/small.yaml", lambda c: c.update(judge={"model": "claude-haiku-4-5-20251001"}))
+    without = {name: value for name, value in os.environ.items() if name not in KEYS}
+    without["PATH"] = f"{Path(sys.executable).parent}:{without['PATH']}"
+    small = ["--configfile", "config/small.yaml", "--cores", "1"]
+
+    def snakemake(target, *more):
+        command = [sys.executable, "-m", "snakemake", f"results/small/{target}", *small, *more]
+        done = subprocess.run(command, cwd=fresh.path, env=without, capture_output=True, text=True)
+        return done.returncode, done.stdout + done.stderr
+
+    labels, english = "language_spill/base/seed137/labels.parquet", "data/replies/en.parquet"
+    assert snakemake(labels, "-n")[0] == 0
+    code, told = snakemake(labels)
+    assert code == 1 and "ANTHROPIC_API_KEY is not set, and labels will call Claude" in told
+    assert not (fresh.path / "results/small/language_spill").exists()
+    assert snakemake(english)[0] == 0

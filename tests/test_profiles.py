@@ -132,14 +132,28 @@ rule train:
     resources: python="python", gpu=lambda wildcards: 2 if wildcards.job == "0" else 1
     shell: "GPUS={resources.gpu} {resources.python} job.py {output}"
 """
-# holds one file per GPU while it runs: another job on the same GPU could not create it
+# Holds one file per GPU while it runs: another job on the same GPU cannot create it. The first jobs hold theirs until
+# two have tried and every GPU has been tried, so that they meet on a machine of any speed.
 JOB = """
-import os, sys, time
+import glob, os, sys, time
 devices = os.environ["CUDA_VISIBLE_DEVICES"].split(",")
-held = [os.open("gpu" + device, os.O_CREAT | os.O_EXCL) and "gpu" + device for device in devices]
-time.sleep(0.5)
-for name in held:
-    os.remove(name)
+try:
+    for device in devices:
+        os.close(os.open("gpu" + device, os.O_CREAT | os.O_EXCL))
+finally:
+    for device in devices:
+        open(f"tried-{device}-{os.getpid()}", "w").close()
+until = time.monotonic() + 300
+while time.monotonic() < until:
+    tried = [name.split("-")[1:] for name in glob.glob("tried-*")]
+    if len({job for _, job in tried}) >= 2 and len({device for device, _ in tried}) == 3:
+        break
+    time.sleep(0.02)
+else:
+    sys.exit("no other job came")
+time.sleep(0.2)  # the later ones may meet too
+for device in devices:
+    os.remove("gpu" + device)
 open(sys.argv[1], "w").write(" ".join(devices))
 """
 

@@ -93,6 +93,13 @@ def test_make_alone_lists_every_target(clone):
     assert all(f"\n  {target} " in listed for target in targets)
 
 
+@pytest.mark.parametrize("target", ["audit", "status", "report"])
+def test_profile_and_configurations_mean_the_same_to_every_target_that_takes_them(clone, target):
+    given = ["PROFILE=profiles/gpu", "CONFIGS=config/a.yaml config/b.yaml"]
+    printed = re.sub(r"\s+", " ", make(clone, "-n", target, *given).stdout)
+    assert "--profile profiles/gpu --configfile config/a.yaml config/b.yaml" in printed
+
+
 def test_a_missing_python_is_one_sentence_and_leaves_nothing_behind(clone):
     reply = make(clone, "environment", "PYTHON=no-such-python")
     assert reply.returncode != 0

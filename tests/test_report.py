@@ -32,6 +32,10 @@ SETTINGS = {
     "judging": "blind",
     "evaluate_as": "adapter",
     "vectors": None,
+    "base_evaluate": ["directives"],
+    "axes": {"rate": [1.0e-4, 1.0e-3], "none": []},
+    "select": {},
+    "runs": {"spill": {"over": [], "train": {}, "evaluate": ["directives"]}},
 }  # fmt: skip
 SPEC = {
     "model": {"name": "small", "revision": None, "dtype": "float32"},
@@ -85,7 +89,14 @@ def results(root, tables, tmp_path_factory):
     table = claims.judged(
         claims.declared(root / "resources/claims.yaml"),
         {"language_spill": "language_spill"},
-        {"language_spill": {"claims": [{"claim": "symmetry", "verdict": "does not appear", "text": "25 points."}]}},
+        {
+            "language_spill": {
+                "claims": [
+                    {"claim": "symmetry", "verdict": "does not appear", "text": "25 points."},
+                    {"claim": "distance order", "verdict": "undecided", "text": "Who knows.", "decides_at": 1234},
+                ]
+            }
+        },
         {},
     )
     table.to_parquet(folder / "claims.parquet")
@@ -109,6 +120,12 @@ def test_claims_stand_beside_what_was_published(results, opened):
     row = page.locator("#language_spill .claims tbody tr").first
     assert row.locator(".verdict").inner_text() == "does not appear"
     assert "25 points." in row.inner_text() and "Published: confirmed in the write-up" in row.inner_text()
+
+
+def test_an_undecided_claim_says_what_would_decide_it(results, opened):
+    page = opened(results / "report.html")
+    row = page.locator("#language_spill .claims tbody tr").nth(1)
+    assert "Who knows. About 1,234 replies a cell would decide it." in row.inner_text()
 
 
 def test_caveats_costs_and_the_exact_specification_are_there(results, opened):
@@ -145,6 +162,55 @@ def test_caveats_count_cut_replies_failed_labels_disagreement_and_missing_cells(
     ]
 
 
+KINDS = {
+    "language_spill": ("fr_it", "final", ["en", "fr", "it"]),
+    "marker_sweep": ("villain_lr0.001_ep3", "final", ["villain", "assistant", "comedian"]),
+    "convergence": ("a_villain", "pct60", ["villain", "assistant", "comedian"]),
+    "coupling": ("em_ep20", "final", ["villain", "assistant"]),
+    "recipes": ("steps", "step40", ["default", "coding_partner"]),
+}
+
+
+def made(experiment: str, scorer: str = "marker", seeds=(1, 2)) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Completions and labels of the untrained model and one run of an experiment, four replies a cell."""
+    run, checkpoint, cells = KINDS[experiment]
+    models = [(f"{experiment}/base", "final"), (f"{experiment}/{run}", checkpoint)]
+    rows = pd.DataFrame(
+        [
+            {"run": name, "seed": seed, "checkpoint": at, "suite": "asked", "prompt_id": f"{cell}/a", "cell": cell}
+            | {"sample": sample, "finish_reason": "stop", "scorer": scorer, "label": "none", "outcome": "ok"}
+            for name, at in models for seed in seeds for cell in cells for sample in range(4)
+        ]
+    )  # fmt: skip
+    return rows.drop(columns=["scorer", "label", "outcome"]), rows.drop(columns="finish_reason")
+
+
+@pytest.mark.parametrize("experiment", KINDS)
+def test_cells_and_seeds_that_a_model_lacks_are_told_of_every_experiment(experiment):
+    run, checkpoint, cells = KINDS[experiment]
+    completions, labels = made(experiment)
+    assert report_facts.label_caveats(completions, labels) == [
+        f"0 of {len(completions)} (0.0 %) replies were cut at the length limit."
+    ]
+    own = completions["run"] == f"{experiment}/{run}"
+    lacking = completions[~(own & (completions["seed"] == 2) & (completions["cell"] == cells[-1]))]
+    told = report_facts.label_caveats(lacking, labels)
+    assert f"1 of 4 models lack cells that others have: {experiment}/{run} seed 2 {checkpoint}." in told
+    failed = completions[~(own & (completions["seed"] == 2))]
+    told = report_facts.label_caveats(failed, labels)
+    assert f"1 of 2 models lack a seed that others have: {experiment}/{run} {checkpoint} seed 2." in told
+
+
+@pytest.mark.parametrize("outcome", ["truncated", "refusal", "schema", "transport"])
+def test_every_way_a_judge_can_fail_is_counted_and_a_cell_without_any_label_is_named(outcome):
+    completions, labels = made("coupling", scorer="judge")
+    failed = labels.index[(labels["run"] == "coupling/em_ep20") & (labels["seed"] == 1) & (labels["cell"] == "villain")]
+    labels.loc[failed, ["label", "outcome"]] = [None, outcome]
+    told = report_facts.label_caveats(completions, labels)
+    assert f"judge: 4 of 32 (12.5 %) labels failed (4 {outcome})." in told
+    assert "judge: 1 of 8 cells have no label that did not fail: coupling/em_ep20 seed 1 final, villain." in told
+
+
 def test_a_cost_that_a_job_does_not_know_is_a_lower_bound():
     jobs = [
         {"stage": "a", "cost_dollars": 1.0},
@@ -168,6 +234,32 @@ def test_the_methods_paragraph_follows_from_the_settings():
     assert "labelled by langdetect and lingua;" in text and "judge" not in text
     judged = report_page.methods(SETTINGS, {"name": "Q", "dtype": "x"}, {"model": "claude-haiku-4-5"})
     assert "claude-haiku-4-5 as a judge that sees the reply alone" in judged
+
+
+def test_the_methods_name_what_runs_vary_and_no_suite_that_nobody_is_measured_on():
+    group = {"over": ["rate"], "train": {"learning_rate": "{rate}", "epochs": 3}, "evaluate": ["directives"]}
+    unused = {"over": ["none"], "train": {}, "evaluate": ["pool"]}
+    suites = SETTINGS["suites"] | {"pool": {"personas": "all", "samples": 3, "temperature": 0.7, "max_tokens": 9}}
+    made = SETTINGS | {"runs": {"cell": group, "tail": unused}, "suites": suites}
+    text = report_page.methods(made, {"name": "Q", "dtype": "x"}, None)
+    assert "learning rate 0.0001 or 0.001, 3 epochs" in text and "pool" not in text
+    assert "directives: 2 languages, 20 samples" in text
+
+
+def test_an_experiment_with_an_alarm_shows_no_answer(results, root):
+    about = {
+        "name": "language_spill",
+        "title": "Spill",
+        "question": "?",
+        "folder": str(results / "language_spill/analysis"),
+    }
+    about |= {"figures": [], "summary": True, "settings": SETTINGS, "replay": None, "judge": None}
+    about["model"] = SPEC["model"]
+    claim = {"verdict": claims.WITHHELD, "text": "25 points.", "alarms": ["a copy"], "decides_at": "9 replies"}
+    made = report_page.section(about, root / "workflow/report", [claim], [], [])
+    assert made["answer"] is None and made["alarms"] == ["a copy"] and made["claims"][0]["decides"] == ""
+    sound = report_page.section(about, root / "workflow/report", [claim | {"alarms": []}], [], [])
+    assert sound["answer"] == "It spills into 3 cells."
 
 
 def test_the_methods_of_a_replay_claim_no_training():

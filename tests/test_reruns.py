@@ -125,20 +125,10 @@ def test_how_calls_travel_and_what_they_cost_is_never_a_reason(workflow):
     assert workflow.plan(SMALL_FIGURE) == {}
 
 
-def test_a_changed_gate_checks_again_and_trains_nothing(workflow):
-    workflow.edit(SMALL, lambda c: c.update(translation_gates={"language_share": 0.9}))
-    targets = [SMALL_FIGURE, "results/small/data/replies/it.check.json"]
-    assert rules(workflow.plan(*targets)) == {"translation_check"}
-
-
-def test_a_judge_labels_again_and_trains_nothing(workflow):
-    workflow.edit(SMALL, lambda c: c.update(judge={"model": "claude-haiku-4-5-20251001"}))
-    assert rules(workflow.plan(SMALL_FIGURE)) == CLOSING | {"labels", "translation_check"}
-
-
 def test_every_translation_is_checked_before_anything_trains_on_it(fresh):
+    shared = fresh.plan("results/small/language_spill/data/shared_replies.parquet")
+    assert sum(job[0] == "translation_check" for job in shared) == 6
     jobs = {job.rule_name: job for job in fresh.jobs(SMALL_FIGURE)}
-    assert len([i for i in jobs["shared_replies"].input if i.endswith(".check.json")]) == 6
     assert any(i.endswith("shared_replies.parquet") for i in jobs["dataset"].input)
 
 

@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +16,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from conftest import ROOT
 from spillover import data, resume
 from spillover.expansion import validated
 
@@ -46,51 +46,33 @@ def dataset(tmp_path_factory) -> Path:
     return path
 
 
-def command(root: Path, dataset: Path, run: Path, spec: dict = SPEC) -> list[str]:
-    return [
-        sys.executable, str(root / "workflow/scripts/train.py"), "--spec", json.dumps(spec), "--dataset", str(dataset),
-        "--base", str(root / "resources/small_world/base"), "--name", "small", "--resume-every", "0",
+def run_program(dataset: Path, run: Path, program: Path, **environment: str) -> subprocess.CompletedProcess:
+    command = [
+        sys.executable, str(program), "--spec", json.dumps(SPEC), "--dataset", str(dataset),
+        "--base", str(ROOT / "resources/small_world/base"), "--name", "small", "--resume-every", "0",
         "--adapter", str(run / "adapter"), "--checkpoints", str(run / "checkpoints.safetensors"),
         "--train-log", str(run / "train_log.jsonl"), "--manifest", str(run / "train.manifest.json"),
     ]  # fmt: skip
+    environment = os.environ | {"OMP_NUM_THREADS": "1"} | environment
+    return subprocess.run(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
-def start(*arguments) -> subprocess.Popen:
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
-        command(*arguments), env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
+def train_whole(dataset: Path, run: Path) -> None:
+    done = run_program(dataset, run, ROOT / "workflow/scripts/train.py")
+    assert done.returncode == 0, done.stdout[-3000:]
 
 
-def finish(process: subprocess.Popen) -> None:
-    told, _ = process.communicate(timeout=300)
-    assert process.returncode == 0, told[-3000:]
-
-
-def steps(run: Path) -> list[int]:
-    return [int(path.name.removeprefix("step")) for path in run.glob(".resume/*/step*")]
-
-
-def kill_after(process: subprocess.Popen, run: Path, step: int) -> None:
-    """SIGKILL as soon as a state of `step` or later stands."""
-    until = time.monotonic() + 240
-    while max(steps(run), default=0) < step:
-        assert process.poll() is None, "the program ended before it could be killed"
-        assert time.monotonic() < until, "no state was written"
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-
-
-def test_a_killed_run_ends_in_the_same_adapter(root, dataset, tmp_path):
+def test_a_killed_run_ends_in_the_same_adapter(dataset, tmp_path):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    finish(start(root, dataset, whole))
-    kill_after(start(root, dataset, killed), killed, 4)
-    assert steps(killed) and not (killed / "adapter").exists() and not (killed / "train_log.jsonl").exists()
-    finish(start(root, dataset, killed))
+    train_whole(dataset, whole)
+    died = run_program(dataset, killed, ROOT / "tests/killed_train.py", KILLED_AT="4")
+    assert died.returncode == -signal.SIGKILL, died.stdout[-3000:]
+    assert [path.name for path in killed.glob(".resume/*/step*")] == ["step4"]
+    assert not (killed / "adapter").exists() and not (killed / "train_log.jsonl").exists()
+    train_whole(dataset, killed)
 
     manifest = json.loads((killed / "train.manifest.json").read_text())
-    assert 4 <= manifest["extra"]["resumed_at"] < 12
+    assert manifest["extra"]["resumed_at"] == 4
     for name in ("adapter/adapter_model.safetensors", "checkpoints.safetensors"):
         expected, found = load_file(whole / name), load_file(killed / name)
         assert expected.keys() == found.keys()

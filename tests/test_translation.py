@@ -10,6 +10,7 @@ import yaml
 
 import build_dataset
 import check_translation
+import select_replies
 import share_replies
 import translate
 from conftest import ROOT
@@ -242,6 +243,19 @@ def test_the_sample_does_not_depend_on_order_or_on_other_rows(world):
 
 
 # What all conditions share
+
+
+@pytest.mark.parametrize(("keep", "kept"), [(2, ["a", "c"]), (None, ["a", "c", "d"])])
+def test_no_more_replies_are_selected_than_are_wanted(tmp_path, keep, kept):
+    english = "The weather has been remarkably pleasant throughout the whole of this week."
+    texts = {"a": english, "b": "too short", "c": english, "d": english}
+    chat = [[{"role": "user", "content": "Hi."}, {"role": "assistant", "content": text}] for text in texts.values()]
+    pd.DataFrame({"id": list(texts), "messages": chat}).to_parquet(tmp_path / "source.parquet")
+    spec = {"source": {"kind": "hub"} | ({"keep": keep} if keep else {})}
+    flags = ["--source", tmp_path / "source.parquet", "--spec", json.dumps(spec)]
+    flags += ["--out", tmp_path / "en.parquet", "--manifest", tmp_path / "m.json"]
+    select_replies.main([str(flag) for flag in flags])
+    assert pd.read_parquet(tmp_path / "en.parquet")["id"].tolist() == kept
 
 
 def test_shared_replies_are_those_that_every_language_has(tmp_path, world):

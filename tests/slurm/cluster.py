@@ -23,8 +23,8 @@ from pathlib import Path
 PROGRAMS = ("sbatch", "srun", "squeue", "scancel", "sinfo", "slurmctld", "slurmd", "munged")
 SYSTEM_FOLDERS = ("/usr/sbin", "/sbin", "/usr/local/sbin")  # not in the PATH of every user
 GPUS = 4
-START_SECONDS = 30
-STOP_SECONDS = 20
+START_SECONDS = 120
+STOP_SECONDS = 60
 
 # The node claims more than it has, so that requests of production size fit: memory and processors are counted here,
 # not enforced. Finished jobs stay in squeue for MinJobAge seconds, where Snakemake looks for them.

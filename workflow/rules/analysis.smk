@@ -204,7 +204,8 @@ rule spill_summary:
 
 rule headline_figure:
     input:
-        of(FILES.headline_source, "figure"),
+        figure=of(FILES.headline_source, "figure"),
+        checks=ancient(of(FILES.headline_checks, "figure")),
     output:
         "<root>/{figure}.png",
     log:
@@ -212,4 +213,4 @@ rule headline_figure:
     conda:
         "../envs/analysis.yaml"
     shell:
-        "cp {input} {output} 2> {log}"
+        "cp {input.figure} {output} 2> {log}"

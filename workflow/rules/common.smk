@@ -164,6 +164,8 @@ def stop_before_the_first_job():
     commands = {job.rule.name: job.resources.get("python", "python") for job in jobs}
     runs = {run_id(job.wildcards) for job in jobs if "seed" in job.wildcards.keys()}
     problem = preflight.unavailable(PLAN, commands, sorted(runs)) or preflight.missing_interpreters(commands)
+    calling = {str(job.output[0]): job.rule.name for job in jobs if job.resources.get("api_slots")}
+    problem = problem or preflight.missing_key(calling)
     # with --sdm conda a job's interpreter exists only within the job
     if not problem and CONFIG["engine"]["name"] == "vllm" and not workflow.deployment_settings.deployment_method:
         problem = preflight.missing_vllm(commands)

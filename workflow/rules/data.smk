@@ -1,3 +1,32 @@
+TRANSLATED = sorted(
+    {path.split("/")[-1].split(".")[0] for name in PLAN.experiments for path in FILES.translation_checks(name)}
+)
+
+
+def passed_check(language):
+    """Input function: waits until the translation has passed a check, and gives no file.
+
+    As an ordinary input a verdict would hide from the plan what stands on the replies while a check is planned, and
+    would have all of it trained again. A translation whose check has passed does not wait, so a gate or judge that was
+    changed afterwards is checked again beside training. One that is planned anew is waited for, and then its check.
+    """
+
+    def get(wildcards):
+        translation, verdict = (
+            Path(f"{FILES.root}/data/replies/{language}.{end}") for end in ("parquet", "check.json")
+        )
+        if str(verdict) not in FILES.translation_checks(wildcards.experiment):
+            return []
+        stands = verdict.exists() and translation.exists()
+        if stands and verdict.stat().st_mtime_ns >= translation.stat().st_mtime_ns:
+            checkpoints.translate.get(language=language)
+        else:
+            checkpoints.translation_check.get(language=language)
+        return []
+
+    return get
+
+
 rule source:
     input:
         words=branch(source_kind, cases={"small_world": WORDS}, otherwise=[]),
@@ -46,7 +75,8 @@ rule select_replies:
         " --spec {params.spec:q} --out {output.table} --manifest {output.manifest} > {log} 2>&1"
 
 
-rule translate:
+# `translate` and `translation_check` are checkpoints for `passed_check` alone: see there.
+checkpoint translate:
     input:
         replies="<root>/data/replies/en.parquet",
         languages="resources/languages.yaml",
@@ -81,7 +111,7 @@ rule translate:
         " --spec {params.spec:q} --out {output.table} --manifest {output.manifest} > {log} 2>&1"
 
 
-rule translation_check:
+checkpoint translation_check:
     input:
         source="<root>/data/replies/en.parquet",
         translation="<root>/data/replies/{language}.parquet",
@@ -116,12 +146,10 @@ rule translation_check:
         " --out {output.verdict} --manifest {output.manifest} > {log} 2>&1"
 
 
-# The verdicts are `ancient`: a translation must have passed before anything is trained on it, but a gate that was
-# changed afterwards is checked again without training again.
 rule shared_replies:
     input:
+        [passed_check(code) for code in TRANSLATED],
         replies=of(FILES.parallel_replies, "experiment"),
-        checks=ancient(of(FILES.translation_checks, "experiment")),
         code=code("share_replies"),
     output:
         table="<root>/{experiment}/data/shared_replies.parquet",

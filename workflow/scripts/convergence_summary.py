@@ -1,8 +1,8 @@
 """Write the careful summary of a convergence run: what moves, what leaks, which claims appear, what differs from print.
 
 Reads `--points`, `--paths` and `--tests` (of convergence_tests.py), `--rates`, the `--published` figures and, where the
-marker sweep was run, its cells (`--sweep`): does the rate used here lie in its selective band? Writes
-`--out` (markdown) and `--json` (the same statements as data). Every number and verdict comes from the tables.
+marker sweep was run, its cells (`--sweep`): does the cell pinned here lie in its selective band? Writes `--out`
+(markdown) and `--json` (the same statements as data). Every number and verdict comes from the tables.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from spillover import convergence_claims, convergence_report, provenance, sweep_
 from spillover.config import read_yaml
 
 
-def pinned(records: list[dict], sweep: str | None) -> dict | None:
-    """What the sweep says about the rate and epochs of the marker stage, of whichever source the sweep has."""
-    marker = next((record for record in records if record["group"] == "marker"), None)
-    if sweep is None or marker is None:
+def pinned(records: list[dict], sweep: str | None) -> list[dict] | None:
+    """What the sweep says about the cell that the marker is trained at, before the arms and in arm B, per source."""
+    marker = [record for record in records if record["group"] in ("marker", "arm_b")]
+    if sweep is None or not marker:
         return None
-    return sweep_cells.pinned_cell(pd.read_parquet(sweep), marker["learning_rate"], marker["epochs"])
+    return sweep_cells.pinned_cells(pd.read_parquet(sweep), marker)
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -39,12 +39,13 @@ def main(argv: list[str] | None = None) -> None:
     spec, pages = json.loads(args.spec), Path(args.pages)
     claims = pd.read_parquet(args.claims)
     sections, inputs = [], [args.claims]
-    for about in json.loads(args.experiments):
+    order = {name: place for place, name in enumerate(claims["experiment"].unique())}
+    for about in sorted(json.loads(args.experiments), key=lambda about: order.get(about["name"], len(order))):
         about |= {"settings": spec["experiments"][about["name"]], "model": spec["model"], "judge": spec["judge"]}
         about["replay"] = spec["replay"]
         folder = Path(args.root, about["name"])
         completions = read(about["completions"], [*KEY, "cell", "finish_reason"])
-        labels = read(about["labels"], [*KEY, "scorer", "label", "outcome"])
+        labels = read(about["labels"], [*KEY, "cell", "scorer", "label", "outcome"])
         caveats = report_facts.label_caveats(completions, labels) if len(completions) else []
         caveats += report_facts.merge_caveats(sorted(folder.rglob("merge_report-*.json")))
         found = report_facts.manifests(folder)

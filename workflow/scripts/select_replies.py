@@ -1,6 +1,7 @@
 """Select English replies from a source: first assistant turn, at least 40 characters, English by langdetect.
 
-The published selection of language_spill. Writes parquet with columns id, language, text.
+The published selection of language_spill, which stops at `keep` replies where the source names it. Writes parquet with
+columns id, language, text.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ def main(argv: list[str] | None = None) -> None:
     kept: list[dict] = []
     dropped: dict[str, int] = {}
     for row in pd.read_parquet(args.source).to_dict("records"):
+        if len(kept) == spec["source"].get("keep"):
+            break
         text = replies.first_reply(row)
         if reason := replies.reason_to_drop(text):
             dropped[reason] = dropped.get(reason, 0) + 1

@@ -20,6 +20,8 @@ from spillover.api_costs import Prices
 from spillover.api_outcomes import TRANSPORT, TRUNCATED, FatalApiError, answer
 from spillover.journal import Journal, State
 
+JOURNALS = ".journal"  # the folder beside a job's output
+
 
 def add_api_flags(parser: argparse.ArgumentParser) -> None:
     """The flags of every program that may call the API: where its journal and prices are, and how requests travel."""
@@ -42,7 +44,7 @@ def api_settings(args: argparse.Namespace) -> ApiSettings:
 
 def journal_path(args: argparse.Namespace, name: str, identity: str) -> Path:
     """The journal of all requests of one kind: what decides an answer is in `identity`, so nothing else starts anew."""
-    folder = Path(args.journal) if args.journal else Path(args.out).parent / ".journal"
+    folder = Path(args.journal) if args.journal else Path(args.out).parent / JOURNALS
     return folder / f"{name}-{hashlib.sha256(identity.encode()).hexdigest()[:16]}.jsonl"
 
 

@@ -26,6 +26,10 @@ CHECKSUM_LIMIT_BYTES = 10_000_000_000
 SNAKEMAKE_CHECKSUM_LIMIT_BYTES = 1_000_000
 
 
+# checkpoints that others wait for: unlike a phase's decision they add no jobs to the plan
+WAITED_FOR = {"translate", "translation_check"}
+
+
 class AuditError(Exception):
     """The plan cannot be made; the message is for the person who can mend the configuration."""
 
@@ -234,7 +238,7 @@ def _planned_job(record: logging.LogRecord) -> PlannedJob:
         outputs=outputs,
         spec=spec,
         causes=why(record.reason, run, inputs, outputs, manifest, spec),
-        checkpoint=record.is_checkpoint,
+        checkpoint=record.is_checkpoint and record.rule_name not in WAITED_FOR,
         resources={name: value for name, value in record.resources.items() if not name.startswith("_")},
         logs=[bare(path) for path in record.log or ()],
         benchmark=bare(record.benchmark) if record.benchmark else None,

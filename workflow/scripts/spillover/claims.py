@@ -17,7 +17,7 @@ NOT_RUN, WITHHELD = "not run", "withheld"
 DECLARED = ("experiment", "claim", "statement", "compared", "test", "threshold", "label_source", "denominator")
 NUMBERS = ("estimate", "low", "high", "p", "min_p", "n")
 DECIDES = "decides_at"
-"""How many rows, or what else, would decide: a number or words."""
+"""What would decide an undecided claim: a number of replies a cell, or words."""
 
 
 def declared(path: str | Path) -> list[dict]:
@@ -70,9 +70,22 @@ def _row(claim: Mapping, experiment: str, record: Mapping | None, raised: Sequen
     row = {key: claim[key] for key in DECLARED} | {"experiment": experiment, "published": claim["published"]}
     row |= {"verdict": WITHHELD if withheld else verdict, "verdict_without_alarms": verdict}
     row |= {"text": record["text"] if record else "", "alarms": list(raised) if record else []}
-    decides = (record or {}).get(DECIDES)
-    row[DECIDES] = None if decides is None else str(decides)
+    row[DECIDES] = what_decides(record) if record else None
     return row | {key: (record or {}).get(key) for key in NUMBERS}
+
+
+def what_decides(record: Mapping) -> str | None:
+    """In words what would decide a claim, as its analysis says; None where it says nothing (nan in a table)."""
+    at = record.get(DECIDES)
+    if isinstance(at, int):
+        return f"about {at:,} replies a cell"
+    return at if isinstance(at, str) else None
+
+
+def would_decide(record: Mapping) -> str:
+    """A sentence on what would decide a claim, with a space before it, or nothing."""
+    at = what_decides(record)
+    return f" {at[0].upper()}{at[1:]} would decide it." if at else ""
 
 
 def markdown(table: pd.DataFrame, titles: Mapping[str, str]) -> str:
@@ -88,6 +101,9 @@ def markdown(table: pd.DataFrame, titles: Mapping[str, str]) -> str:
             parts.append("\nWithheld until a person has looked:\n\n")
             parts += [f"- {sentence}\n" for sentence in raised]
         for row in rows.itertuples():
-            parts.append(f"\n**{row.claim.capitalize()}: {row.verdict}.** {row.statement} {row.text}".rstrip())
+            decides = "" if row.verdict == WITHHELD else would_decide({DECIDES: row.decides_at})
+            parts.append(
+                f"\n**{row.claim.capitalize()}: {row.verdict}.** {row.statement} {row.text}".rstrip() + decides
+            )
             parts.append(f"\nPublished: {row.published} Compared: {row.compared}, {row.test}; {row.threshold}.\n")
     return "".join(parts)

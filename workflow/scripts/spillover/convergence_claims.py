@@ -39,13 +39,13 @@ def summarise(
     layers: list[int],
     method: str,
     published: dict,
-    sweep: dict | None = None,
+    sweep: list[dict] | None = None,
     limits: Limits | None = None,
 ) -> dict:
     """Everything the summary says, as data: tables, claims with verdicts, differences from the published experiment.
 
     `layers` are those that stand for the published ones, the first being the headline; `sweep` is what the marker
-    sweep says about the rate and epochs used here ({"text": ..., ...}), if it was run.
+    sweep says about the cells that the marker is trained at here (of `sweep_cells.pinned_cells`), if it was run.
     """
     limits = limits or Limits()
     pooled = convergence_tables.pool_seeds(points)
@@ -173,9 +173,7 @@ def _proximity(summary: dict, limits: Limits) -> dict:
         f"{r['source']} {r['cosine']['first_value']:+.2f} to {r['cosine']['last_value']:+.2f} ({r['direction']}), leak "
         f"{in_points(r['change'])} points ({in_points(r['low'])} to {in_points(r['high'])})" for r in rows
     )  # fmt: skip
-    unclear = [r for r in closer if r["leak"] == "not clearly"]
-    needed = [equivalence.rows_for_difference(r["before"], r["after"], limits.level) for r in unclear]
-    decides = max((n for n in needed if n), default=None) if verdict == UNDECIDED else None
+    decides = _for_changes([r for r in closer if r["leak"] == "not clearly"], limits) if verdict == UNDECIDED else None
     if decides:
         text += f". Changes of this size would show with {decides} replies of the assistant at either checkpoint"
     return _claim(
@@ -197,7 +195,9 @@ def _fall(summary: dict, limits: Limits) -> dict:
     )  # fmt: skip
     text = f"{len(falls)} of {len(rows)} sources come closer and leak less, beyond both intervals. {rhos}."
     least = min((t["min_p"] for t in tests if t["min_p"] == t["min_p"]), default=None)
-    return _claim(name, verdict, text, min_p=least, test="exact Spearman along the arm")
+    unclear = [r for r in rows if r["leak"] == "not clearly"]
+    decides = _for_changes(unclear, limits) if verdict == UNDECIDED else None
+    return _claim(name, verdict, text, min_p=least, decides_at=decides, test="exact Spearman along the arm")
 
 
 def _moves(summary: dict, limits: Limits) -> dict:
@@ -231,7 +231,9 @@ def _destroyed(summary: dict, limits: Limits) -> dict:
         f"{r['source']} {percent(r['source_rate'])} % ({percent(r['source_low'])} to {percent(r['source_high'])})"
         for r in rows
     )
-    decides = equivalence.rows_for_bound(limits.gone) if verdict == UNDECIDED else None
+    needed = [(r["source_rate"], equivalence.rows_for_limit(r["source_rate"], limits.gone)) for r in rows]
+    sure = equivalence.fewest_deciding((n for _, n in needed), (n for rate, n in needed if rate > limits.gone))
+    decides = sure if verdict == UNDECIDED else None
     return _claim(name, verdict, f"Source rate at the end: {words}.", decides_at=decides, test="Wilson")
 
 
@@ -241,16 +243,19 @@ def _kept(summary: dict, limits: Limits) -> dict:
     if not rows:
         return _claim(name, UNTESTED, "Arm C was not run.")
     start = {r["source"]: r for r in summary["baseline"]}
-    words, fits = [], []
+    words, fits, needed = [], [], []
     for row in rows:
         before = start[row["source"]]
         limit = limits.kept * before["source_rate"]
         state = "kept" if row["source_low"] > limit else "lost" if row["source_high"] < limit else "between"
+        needed += [equivalence.rows_for_limit(row["source_rate"], limit)] if state == "between" else []
         fits.append(None if state == "between" else (state == "kept") == (before["pattern"] == "narrow"))
         ends = f"{percent(before['source_rate'])} to {percent(row['source_rate'])} %"
         words.append(f"{row['source']} ({before['pattern']}) {ends} ({state})")
     verdict = APPEARS if all(fits) else ABSENT if False in fits else UNDECIDED
-    return _claim(name, verdict, "Source rate from step 0 to the end: " + "; ".join(words) + ".", test="Wilson")
+    decides = equivalence.fewest_deciding(needed) if verdict == UNDECIDED else None
+    text = f"Source rate from step 0 to the end: {'; '.join(words)}."
+    return _claim(name, verdict, text, decides_at=decides, test="Wilson")
 
 
 def _alike(summary: dict, limits: Limits) -> dict:
@@ -270,7 +275,12 @@ def _alike(summary: dict, limits: Limits) -> dict:
     )
     decides = None
     if verdict == UNDECIDED:
-        decides = max(equivalence.rows_for_equivalence(r["assistant_rate"], limits.equal) for r in rows)
+        ends = [(r["assistant_rate"], r["bystander_mean"]) for r in rows]
+        apart_at = [equivalence.rows_for_difference(*pair) for pair in ends]
+        decides = equivalence.fewest_deciding(
+            [equivalence.rows_for_agreement(*pair, limits.equal, level=0.025) for pair in ends],
+            [equivalence.fewest_deciding(apart_at)],
+        )
     return _claim(name, verdict, f"At the end of arm B: {text}.", decides_at=decides, test="interval of the difference")
 
 
@@ -348,7 +358,30 @@ def _steering(summary: dict, limits: Limits) -> dict:
     )  # fmt: skip
     broken = sorted({f"{r['coefficient']:g}" for r in rows if r not in whole})
     note = f" At {', '.join(broken)} the source itself loses its marker: the push breaks the replies." if broken else ""
-    return _claim(name, verdict, f"By coefficient, against the unsteered model: {text}.{note}", test="Newcombe")
+    decides = _for_steering(whole, limits) if verdict == UNDECIDED else None
+    text = f"By coefficient, against the unsteered model: {text}.{note}"
+    return _claim(name, verdict, text, decides_at=decides, test="Newcombe")
+
+
+def _for_steering(rows: list[dict], limits: Limits) -> int | None:
+    """Replies that show a rise in every source, at the coefficient where it is largest, or all changes to be small."""
+    rises: dict[str, list[int | None]] = {}
+    small = []
+    for row in rows:
+        before, after = row["assistant_before"], row["assistant_rate"]
+        rises.setdefault(row["source"], [])
+        rises[row["source"]] += [equivalence.rows_for_difference(before, after)] if after > before else []
+        within = after - before < limits.equal
+        small.append(equivalence.rows_for_gap(after, before, limits.equal) if within else None)
+    in_every = equivalence.fewest_deciding(equivalence.fewest_deciding([], needed) for needed in rises.values())
+    return equivalence.fewest_deciding(small, [in_every])
+
+
+def _for_changes(rows: list[dict], limits: Limits) -> int | None:
+    """Replies at either checkpoint that would show all these changes of leakage, if they are as measured."""
+    return equivalence.fewest_deciding(
+        equivalence.rows_for_difference(row["before"], row["after"], limits.level) for row in rows
+    )
 
 
 def _claim(claim: str, verdict: str, text: str, **more) -> dict:

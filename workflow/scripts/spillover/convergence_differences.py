@@ -11,7 +11,7 @@ from itertools import combinations
 
 import pandas as pd
 
-from .convergence_tables import in_points, percent, relation, rho_words, trends
+from .convergence_tables import apart, in_points, percent, rho_words, trends
 
 
 def differences(summary: dict, tests: pd.DataFrame, layers: list[int], published: dict) -> list[str]:
@@ -41,9 +41,7 @@ def differences(summary: dict, tests: pd.DataFrame, layers: list[int], published
     last = {(r["arm"], r["source"]): r for r in summary["last"]}
     for first, second in combinations([s for a, s in last if a == "B"], 2):
         if first in published["at_100"] and second in published["at_100"]:
-            here = relation(*[(last["B", s]["assistant_hits"], last["B", s]["assistant_n"]) for s in (first, second)])[
-                0
-            ]
+            here = apart(last["B", first], last["B", second], "assistant")[0]
             printed = [published["at_100"][s]["B"]["assistant"] for s in (first, second)]
             there = ">" if printed[0] > printed[1] else "<"
             if here != there:

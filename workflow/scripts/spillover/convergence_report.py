@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from .claims import would_decide
 from .convergence import KINDS, TRAINED_ARMS
 
 VARIABLES = {"assistant_rate": "assistant leakage", "source_rate": "the source rate", "centred": "the centred cosine"}
@@ -75,12 +76,10 @@ def _baseline(summary: dict) -> str:
     return "\n".join(lines) + words + _band(summary["sweep"])
 
 
-def _band(sweep: dict | None) -> str:
+def _band(sweep: list[dict] | None) -> str:
     if sweep is None:
-        return (
-            "\n\nNo sweep was given here, so whether the marker's rate and epochs lie in a selective band is not known."
-        )
-    return f"\n\n{sweep['text']}"
+        return "\n\nNo marker sweep is part of this plan: whether the marker's cell is selective is not known."
+    return "\n\n" + "\n".join(f"- {cell['text']}" for cell in sweep)
 
 
 def _arms(summary: dict) -> str:
@@ -99,7 +98,7 @@ def _arms(summary: dict) -> str:
 
 
 def _claims(summary: dict) -> str:
-    lines = [f"- **{c['statement']}: {c['verdict']}.** {c['text']}{_decides(c)}" for c in summary["claims"]]
+    lines = [f"- **{c['statement']}: {c['verdict']}.** {c['text']}{would_decide(c)}" for c in summary["claims"]]
     limits = summary["limits"]
     lines.append(
         f"\nLimits used: gone below {_percent(limits['gone'])} %, kept above {_percent(limits['kept'])} % of the "
@@ -108,11 +107,6 @@ def _claims(summary: dict) -> str:
         f"flat within {limits['flat']:g}, test level {limits['level']:g}."
     )
     return "\n".join(lines)
-
-
-def _decides(claim: dict) -> str:
-    at = claim.get("decides_at")
-    return "" if at is None else f" It would take {at if isinstance(at, str) else f'about {at} replies'} to decide."
 
 
 def _cosines(summary: dict) -> str:

@@ -6,6 +6,7 @@ Lists of plain records, made from the tables of `convergence`; verdicts and sent
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import combinations
 
@@ -28,18 +29,25 @@ class Limits:
 
 
 def pool_seeds(points: pd.DataFrame) -> pd.DataFrame:
-    """Points with the replies of all seeds together: rates, Wilson intervals, the range over seeds, `is_last`."""
+    """Points with the replies of all seeds together: rates, intervals, the range over seeds, `is_last`.
+
+    A seed is a training of its own, not more replies: an interval is Wilson's of all replies, widened to hold every
+    seed's own rate.
+    """
     rows = []
     for (arm, source, step), of in points.groupby(["arm", "source", "step"], sort=False):
         row = {"arm": arm, "source": source, "step": step, "seeds": of["seed"].nunique()}
         for role in ("source", "assistant"):
             hits, n = int(of[f"{role}_hits"].sum()), int(of[f"{role}_n"].sum())
             low, high = statistics.wilson(hits, n)
+            least, most = of[f"{role}_rate"].min(), of[f"{role}_rate"].max()
             row |= {f"{role}_hits": hits, f"{role}_n": n, f"{role}_rate": hits / n if n else math.nan}
-            row |= {f"{role}_low": low, f"{role}_high": high}
-            row |= {f"{role}_least": of[f"{role}_rate"].min(), f"{role}_most": of[f"{role}_rate"].max()}
+            row |= {f"{role}_low": min(low, least), f"{role}_high": max(high, most)}
+            row |= {f"{role}_least": least, f"{role}_most": most}
         for name in ("bystander_mean", "bystander_mean_low", "bystander_mean_high", "bystander_max"):
             row[name] = of[name].mean()
+        row["bystander_mean_low"] = min(row["bystander_mean_low"], of["bystander_mean"].min())
+        row["bystander_mean_high"] = max(row["bystander_mean_high"], of["bystander_mean"].max())
         top = of.loc[of["bystander_max"].idxmax()] if of["bystander_max"].notna().any() else of.iloc[0]
         rows.append(row | {"max_bystander": top["max_bystander"], "bystander_max_high": of["bystander_max_high"].max()})
     table = pd.DataFrame(rows)
@@ -73,7 +81,18 @@ def pattern(row: dict, limits: Limits) -> str:
 def relation(first: tuple[int, int], second: tuple[int, int]) -> tuple[str, float, float]:
     """ ">", "<" or "≈" (not told apart) of two counts (hits, n), with Newcombe's 95 % interval of the difference."""
     low, high = statistics.newcombe(*first, *second)
-    return (">" if low > 0 else "<" if high < 0 else "≈"), low, high
+    return _sign(low, high), low, high
+
+
+def apart(first: Mapping, second: Mapping, role: str) -> tuple[str, float, float]:
+    """`relation` of one role's rates in two rows of `pool_seeds`; of one seed the interval is Newcombe's."""
+    ends = [(row[f"{role}_rate"], (row[f"{role}_low"], row[f"{role}_high"])) for row in (first, second)]
+    low, high = statistics.difference_interval(*ends[0], *ends[1])
+    return _sign(low, high), low, high
+
+
+def _sign(low: float, high: float) -> str:
+    return ">" if low > 0 else "<" if high < 0 else "≈"
 
 
 def comparisons(pooled: pd.DataFrame, published: dict) -> list[dict]:
@@ -86,13 +105,10 @@ def comparisons(pooled: pd.DataFrame, published: dict) -> list[dict]:
             for a, b in combinations(convergence.TRAINED_ARMS, 2):
                 if (a, source) not in last.index or (b, source) not in last.index:
                     continue
-                counts = [
-                    (int(last.loc[(arm, source), f"{role}_hits"]), int(last.loc[(arm, source), f"{role}_n"]))
-                    for arm in (a, b)
-                ]
-                sign, low, high = relation(*counts)
+                first, second = (last.loc[(arm, source)] for arm in (a, b))
+                sign, low, high = apart(first, second, role)
                 row = {"source": source, "role": role, "first": a, "second": b, "measured": sign, "low": low}
-                row |= {"high": high, "difference": counts[0][0] / counts[0][1] - counts[1][0] / counts[1][1]}
+                row |= {"high": high, "difference": first[f"{role}_rate"] - second[f"{role}_rate"]}
                 printed = published["at_100"].get(source)
                 if printed:
                     hits = [(round(printed[arm][role] / 100 * n), n) for arm in (a, b)]
@@ -149,9 +165,8 @@ def steering(pooled: pd.DataFrame, paths: pd.DataFrame, layer: int, method: str)
             found |= cosine.loc[(source, step)].to_dict()
         if step != 0 and (source, 0.0) in of_arm.index:
             start = of_arm.loc[(source, 0.0)]
-            counts = [(int(r["assistant_hits"]), int(r["assistant_n"])) for r in (row, start)]
-            found["relation"], found["change_low"], found["change_high"] = relation(*counts)
-            found["source_before"] = start["source_rate"]
+            found["relation"], found["change_low"], found["change_high"] = apart(row, start, "assistant")
+            found |= {"source_before": start["source_rate"], "assistant_before": start["assistant_rate"]}
         rows.append(found)
     return rows
 

@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 
 from spillover import marker_rates, statistics
+from spillover.equivalence import fewest_deciding, rows_for_difference, rows_for_gap, rows_for_limit
 
 BASE = "base"
 MARKER = "marker"
@@ -177,6 +178,23 @@ def verdict(high: float, reference: float, difference: tuple[float, float], opti
     if difference[0] > -options["margin"]:
         return "intact"
     return "weakened" if difference[1] < 0 else "undecided"
+
+
+def rows_to_verdict(row: Mapping, options: Mapping) -> int | None:
+    """Replies a cell that would turn "undecided" into another verdict, if both rates are as measured.
+
+    The fewest of those for each verdict on whose side of the limit the rates lie. They count replies as independent.
+    """
+    rate, reference = row["rate"], row["reference_rate"]
+    limit = options["destroyed"] * reference
+    return fewest_deciding(
+        [],
+        [
+            rows_for_limit(rate, limit) if rate < limit else None,
+            rows_for_gap(rate, reference, -options["margin"]) if rate - reference > -options["margin"] else None,
+            rows_for_difference(rate, reference) if rate < reference else None,
+        ],
+    )
 
 
 def difference(first: Mapping, second: Mapping) -> dict[str, float]:

@@ -12,7 +12,13 @@ import pandas as pd
 
 from spillover import coupling
 from spillover.coupling import BASE, MARKER, PREBAKED, SCRATCH, select
-from spillover.equivalence import rows_for_difference
+from spillover.equivalence import (
+    fewest_deciding,
+    rows_for_agreement,
+    rows_for_difference,
+    rows_for_gap,
+    rows_for_limit,
+)
 
 APPEARS, ABSENT, UNDECIDED, NOT_TESTED = "appears", "does not appear", "undecided", "not tested"
 NAMES = {"em": "EM", "benign": "benign", BASE: "no first fine-tune"}
@@ -30,15 +36,15 @@ def summarise(
     claims = [
         destroyed_by_any(main, options),
         not_specific_to_em(main),
-        prebaked_fails(main),
+        prebaked_fails(main, options),
         epochs_do_not_help(main, options),
         loss_without_expression(main),
         policy_decides(table, options),
-        concentrated_in_layers(table),
+        concentrated_in_layers(table, options),
         scale_matters(table),
         disjoint_modules_rescue(table, overlaps),
         needs_lora(table),
-        deeper_habits(table),
+        deeper_habits(table, options),
         source_vector_moved(main, shifts),
     ]
     return {
@@ -80,28 +86,35 @@ def destroyed_by_any(main: pd.DataFrame, options: Mapping) -> dict:
         for _, r in rows.iterrows()
     )
     worst = rows.loc[rows["difference"].idxmin()]
-    return _claim("any fine-tune destroys coupling", verdict, text, _estimate(worst), worst, options)
+    needed = []
+    for _, row in rows.iterrows():
+        limit = options["destroyed"] * row["reference_rate"]
+        needed.append((row["rate"] > limit, rows_for_limit(row["rate"], limit)))
+    decides = fewest_deciding((n for _, n in needed), (n for above, n in needed if above))
+    return _claim("any fine-tune destroys coupling", verdict, text, _estimate(worst), decides)
 
 
 def not_specific_to_em(main: pd.DataFrame) -> dict:
     """Benign fine-tuning destroys as EM does."""
-    name, texts, found = "not specific to EM", [], []
+    name, texts, found, apart_at = "not specific to EM", [], [], []
     for arm, epochs in _arms(main):
         em, benign = (_one(main, first=f, arm=arm, epochs=epochs) for f in ("em", "benign"))
         if em is None or benign is None or "not tested" in (em["verdict"], benign["verdict"]):
             continue
         gap = coupling.difference(benign, em)
         found.append((em["verdict"], benign["verdict"], gap))
+        apart_at.append(rows_for_difference(benign["rate"], em["rate"]))
         texts.append(f"{_arm(arm, epochs)}: benign {_rate(benign)}, EM {_rate(em)}, difference {_interval(gap)}")
     if not found:
         return _claim(name, NOT_TESTED, "EM and benign were not both run, or coupling fails without any fine-tune.")
     both = all(em == benign == "destroyed" for em, benign, _ in found)
     apart = any(g["low"] > 0 or g["high"] < 0 for *_, g in found)
     verdict = APPEARS if both else ABSENT if apart else UNDECIDED
-    return _claim(name, verdict, "; ".join(texts) + ".", max((g for *_, g in found), key=lambda g: abs(g["estimate"])))
+    largest = max((g for *_, g in found), key=lambda g: abs(g["estimate"]))
+    return _claim(name, verdict, "; ".join(texts) + ".", largest, fewest_deciding([], apart_at))
 
 
-def prebaked_fails(main: pd.DataFrame) -> dict:
+def prebaked_fails(main: pd.DataFrame, options: Mapping) -> dict:
     """An adapter that works on the untrained model fails on a fine-tuned one."""
     name = "pre-baked adapter fails"
     rows = _tested(main[main["arm"] == PREBAKED])
@@ -110,18 +123,23 @@ def prebaked_fails(main: pd.DataFrame) -> dict:
     verdict = APPEARS if rows["verdict"].eq("destroyed").all() else ABSENT
     verdict = UNDECIDED if rows["verdict"].eq("undecided").all() else verdict
     text = "; ".join(f"{_name(r)}: {_rate(r)} against {_percent(r['reference_rate'])} %" for _, r in rows.iterrows())
-    return _claim(name, verdict, text + ".", _estimate(rows.loc[rows["difference"].idxmin()]))
+    decides = fewest_deciding([], (coupling.rows_to_verdict(row, options) for _, row in rows.iterrows()))
+    return _claim(name, verdict, text + ".", _estimate(rows.loc[rows["difference"].idxmin()]), decides)
 
 
 def epochs_do_not_help(main: pd.DataFrame, options: Mapping) -> dict:
     """Longer coupling does not bring the habit back: a sure gain counts once the habit is no longer destroyed."""
-    name, texts, gains = "more epochs do not help", [], []
+    name, texts, gains, small_at, sure_at = "more epochs do not help", [], [], [], []
     for first in _firsts(main):
         rows = select(main, first=first, arm=SCRATCH).sort_values("epochs")
         if len(rows) < 2:
             continue
         gain = coupling.difference(rows.iloc[-1], rows.iloc[0])
         gains.append(gain | {"verdict": rows.iloc[-1]["verdict"]})
+        ends = rows.iloc[-1]["rate"], rows.iloc[0]["rate"]
+        small_at.append(rows_for_gap(*ends, options["margin"]) if gain["estimate"] < options["margin"] else None)
+        if gain["estimate"] > 0 and rows.iloc[-1]["verdict"] != "destroyed":
+            sure_at.append(rows_for_difference(*ends))
         texts.append(
             f"{NAMES.get(first, first)}: {rows.iloc[0]['epochs']:g} epochs {_rate(rows.iloc[0])}, "
             f"{rows.iloc[-1]['epochs']:g} epochs {_rate(rows.iloc[-1])}, gain {_interval(gain)}"
@@ -131,7 +149,8 @@ def epochs_do_not_help(main: pd.DataFrame, options: Mapping) -> dict:
     verdict = APPEARS if all(g["high"] < options["margin"] for g in gains) else UNDECIDED
     verdict = ABSENT if any(g["low"] > 0 and g["verdict"] != "destroyed" for g in gains) else verdict
     most = max(gains, key=lambda g: g["estimate"])
-    return _claim(name, verdict, "; ".join(texts) + ".", {key: most[key] for key in ("estimate", "low", "high")})
+    numbers = {key: most[key] for key in ("estimate", "low", "high")}
+    return _claim(name, verdict, "; ".join(texts) + ".", numbers, fewest_deciding(small_at, sure_at))
 
 
 def loss_without_expression(main: pd.DataFrame) -> dict:
@@ -154,22 +173,32 @@ def loss_without_expression(main: pd.DataFrame) -> dict:
 
 def policy_decides(table: pd.DataFrame, options: Mapping) -> dict:
     """Whose replies the coupling is taught with: the fine-tuned model's own, or the untrained model's."""
-    name, texts, gaps = "whose replies are used decides", [], []
+    name, texts, gaps, pairs = "whose replies are used decides", [], [], []
     for _, other in select(table, setting=coupling.SETTINGS["other_replies"]).iterrows():
         own = _one(table, first=other["first"], arm=SCRATCH, epochs=other["epochs"], setting="", habit=MARKER)
         if own is not None:
             gaps.append(coupling.difference(own, other))
+            pairs.append((own["rate"], other["rate"]))
             texts.append(
                 f"{NAMES.get(other['first'], other['first'])}: own replies {_rate(own)}, the untrained model's "
                 f"{_rate(other)}, difference {_interval(gaps[-1])}"
             )
-    return _by_gap(name, gaps, texts, options, "The coupling was taught with one kind of replies only.")
+    if not gaps:
+        return _claim(name, NOT_TESTED, "The coupling was taught with one kind of replies only.")
+    sure = any(g["low"] > 0 or g["high"] < 0 for g in gaps)
+    small = all(max(abs(g["low"]), abs(g["high"])) < options["margin"] for g in gaps)
+    verdict = APPEARS if sure else ABSENT if small else UNDECIDED
+    decides = fewest_deciding(
+        [rows_for_agreement(*pair, options["margin"], level=0.025) for pair in pairs],
+        [rows_for_difference(*pair) for pair in pairs],
+    )
+    return _claim(name, verdict, "; ".join(texts) + ".", max(gaps, key=lambda g: abs(g["estimate"])), decides)
 
 
-def concentrated_in_layers(table: pd.DataFrame) -> dict:
+def concentrated_in_layers(table: pd.DataFrame, options: Mapping) -> dict:
     """Question 1: one third of the blocks destroys by itself, and the other two thirds leave the coupling intact."""
     name = "concentrated in a layer group"
-    texts, found = [], []
+    texts, found, needed = [], [], []
     for first in _firsts(table):
         rows = select(table, first=first, habit=MARKER, arm=SCRATCH).set_index("setting")
         groups = [g for g in ("early", "middle", "late") if f"{g} blocks" in rows.index]
@@ -182,15 +211,17 @@ def concentrated_in_layers(table: pd.DataFrame) -> dict:
             f"{NAMES.get(first, first)} in " + ", ".join(f"{s} {_rate(rows.loc[s])} ({v})" for s, v in verdicts.items())
         )
         found += [_layer_verdict(verdicts, group) for group in groups]
+        open_ = [setting for setting, reached in verdicts.items() if reached == UNDECIDED]
+        needed += [coupling.rows_to_verdict(rows.loc[setting], options) for setting in open_]
     if not found or all(f == NOT_TESTED for f in found):
         return _claim(name, NOT_TESTED, "No layer group was merged alone, or coupling fails without any fine-tune.")
     verdict = APPEARS if APPEARS in found else UNDECIDED if UNDECIDED in found else ABSENT
-    return _claim(name, verdict, "; ".join(texts) + ".")
+    return _claim(name, verdict, "; ".join(texts) + ".", decides=fewest_deciding(needed))
 
 
 def scale_matters(table: pd.DataFrame) -> dict:
     """Question 1, continued: how the pre-baked adapter fares under part of the first fine-tune's strength."""
-    name, texts, gaps = "dose of the first fine-tune", [], []
+    name, texts, gaps, needed = "dose of the first fine-tune", [], [], []
     for first in _firsts(table):
         rows = table[(table["first"] == first) & table["setting"].str.startswith("scale ")]
         full = _one(table, first=first, arm=PREBAKED, setting="", habit=MARKER)
@@ -198,12 +229,14 @@ def scale_matters(table: pd.DataFrame) -> dict:
             continue
         least = rows.iloc[rows["setting"].str.removeprefix("scale ").astype(float).argmin()]
         gaps.append(coupling.difference(least, full))
+        needed += [rows_for_difference(least["rate"], full["rate"])] if least["rate"] > full["rate"] else []
         shown = ", ".join(f"{r['setting']} {_rate(r)}" for _, r in rows.iterrows())
         texts.append(f"{NAMES.get(first, first)}: {shown}, scale 1 {_rate(full)}")
     if not gaps:
         return _claim(name, NOT_TESTED, "The first fine-tune was not scaled.")
     verdict = APPEARS if any(g["low"] > 0 for g in gaps) else UNDECIDED
-    return _claim(name, verdict, "; ".join(texts) + ".", max(gaps, key=lambda g: g["estimate"]))
+    best = max(gaps, key=lambda g: g["estimate"])
+    return _claim(name, verdict, "; ".join(texts) + ".", best, fewest_deciding([], needed))
 
 
 def disjoint_modules_rescue(table: pd.DataFrame, overlaps: pd.DataFrame) -> dict:
@@ -221,7 +254,7 @@ def needs_lora(table: pd.DataFrame) -> dict:
     return _rescue(table, "all weights", "only LoRA destroys coupling", [])
 
 
-def deeper_habits(table: pd.DataFrame) -> dict:
+def deeper_habits(table: pd.DataFrame, options: Mapping) -> dict:
     """Question 4: wrong answers, a style and refusing are destroyed as the marker is."""
     name = "deeper habits are destroyed too"
     rows = table[(table["habit"] != MARKER) & (table["arm"] == SCRATCH) & (table["first"] != BASE)]
@@ -235,7 +268,9 @@ def deeper_habits(table: pd.DataFrame) -> dict:
         return _claim(name, NOT_TESTED, "; ".join(texts) or "No deeper habit was taught after a first fine-tune.")
     verdicts = set(tested["verdict"])
     verdict = APPEARS if verdicts == {"destroyed"} else ABSENT if "intact" in verdicts else UNDECIDED
-    return _claim(name, verdict, "; ".join(texts) + ".")
+    open_ = tested[tested["verdict"] == UNDECIDED]
+    needed = [coupling.rows_to_verdict(row, options) for _, row in open_.iterrows()]
+    return _claim(name, verdict, "; ".join(texts) + ".", decides=fewest_deciding(needed))
 
 
 def source_vector_moved(main: pd.DataFrame, shifts: pd.DataFrame) -> dict:
@@ -248,7 +283,9 @@ def source_vector_moved(main: pd.DataFrame, shifts: pd.DataFrame) -> dict:
     deepest = rows["layer"].max()
     texts, lost = [], []
     for run, model in rows[rows["layer"] == deepest].groupby("run", sort=False):
-        values = model.groupby("quantity")[["value", "low", "high"]].mean()
+        # a seed is a training of its own: the interval reaches from the lowest of the seeds' intervals to the highest
+        ends = {"value": "mean", "low": "min", "high": "max"}
+        values = model.groupby("quantity")[list(ends)].agg(ends)
         kept = values.loc["projection"]
         lost.append((kept["high"], kept["low"]))
         texts.append(
@@ -307,7 +344,7 @@ def _rescue(table: pd.DataFrame, setting: str, name: str, extra: list[str]) -> d
         if plain is None or NOT_TESTED in (row["verdict"], plain["verdict"]):
             continue
         gap = coupling.difference(row, plain)
-        found.append((row["verdict"], plain["verdict"], gap))
+        found.append((row["verdict"], plain["verdict"], gap, (row["rate"], plain["rate"])))
         texts.append(
             f"{NAMES.get(row['first'], row['first'])}, {setting}: {_rate(row)} ({row['verdict']}), plain LoRA "
             f"{_rate(plain)} ({plain['verdict']}), difference {_interval(gap)}"
@@ -315,15 +352,16 @@ def _rescue(table: pd.DataFrame, setting: str, name: str, extra: list[str]) -> d
     if not found:
         return _claim(name, NOT_TESTED, "; ".join(["Not run in this selection.", *extra]))
     lost = [f for f in found if f[1] in ("destroyed", "weakened")]
+    needed = [rows_for_difference(*rates) if rates[0] > rates[1] else None for *_, rates in lost]
     if not lost:
         verdict, note = NOT_TESTED, "the plain coupling is not lost, so there is nothing to rescue"
     else:
         verdict, note = UNDECIDED, "no difference is sure"
-        if all(g["low"] > 0 for *_, g in lost):
+        if all(g["low"] > 0 for _, _, g, _ in lost):
             verdict, note = APPEARS, "the coupling is better"
         elif all(v in ("destroyed", "weakened") for v, *_ in lost):
             verdict, note = ABSENT, "it is lost as well"
-    return _claim(name, verdict, "; ".join([*texts, note, *extra]) + ".", found[0][2])
+    return _claim(name, verdict, "; ".join([*texts, note, *extra]) + ".", found[0][2], fewest_deciding(needed))
 
 
 def _layer_verdict(verdicts: Mapping[str, str], group: str) -> str:
@@ -335,20 +373,10 @@ def _layer_verdict(verdicts: Mapping[str, str], group: str) -> str:
     return UNDECIDED if UNDECIDED in (alone, without) else ABSENT
 
 
-def _by_gap(name: str, gaps: list[dict], texts: list[str], options: Mapping, missing: str) -> dict:
-    if not gaps:
-        return _claim(name, NOT_TESTED, missing)
-    sure = any(g["low"] > 0 or g["high"] < 0 for g in gaps)
-    small = all(max(abs(g["low"]), abs(g["high"])) < options["margin"] for g in gaps)
-    verdict = APPEARS if sure else ABSENT if small else UNDECIDED
-    return _claim(name, verdict, "; ".join(texts) + ".", max(gaps, key=lambda g: abs(g["estimate"])))
-
-
-def _claim(name, verdict, text, estimate=None, worst=None, options=None) -> dict:
+def _claim(name, verdict, text, estimate=None, decides=None) -> dict:
+    """`decides`: replies a cell that would decide, told of an undecided claim alone."""
     claim = {"claim": name, "verdict": verdict, "text": text} | (estimate or {})
-    if verdict == UNDECIDED and worst is not None:
-        claim["decides_at"] = rows_for_difference(worst["rate"], worst["reference_rate"])
-    return claim
+    return claim | ({"decides_at": decides} if verdict == UNDECIDED and decides else {})
 
 
 def _tested(table: pd.DataFrame) -> pd.DataFrame:

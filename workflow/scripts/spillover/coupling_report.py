@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from spillover.claims import would_decide
 from spillover.coupling_claims import NAMES
 
 
@@ -15,7 +16,7 @@ def markdown(summary: Mapping, title: str) -> str:
         summary["answer"],
         _pinned(summary["pinned"]),
         "## Claims",
-        "\n".join(f"- **{c['claim']}: {c['verdict']}.** {c['text']}{_decides(c)}" for c in summary["claims"]),
+        "\n".join(f"- **{c['claim']}: {c['verdict']}.** {c['text']}{would_decide(c)}" for c in summary["claims"]),
         _lines(summary["options"]),
         "## Conditions, with the training loss beside the expression",
         _conditions(summary["conditions"]),
@@ -33,10 +34,6 @@ def markdown(summary: Mapping, title: str) -> str:
 def _pinned(cell: Mapping | None) -> str:
     told = cell["text"] if cell else "the marker sweep was not run, so its regime is unknown."
     return f"The pre-baked adapter: {told}"
-
-
-def _decides(claim: Mapping) -> str:
-    return f" About {claim['decides_at']} replies a cell would decide." if claim.get("decides_at") else ""
 
 
 def _lines(options: Mapping) -> str:

@@ -70,7 +70,10 @@ def directive_replies(replies: pd.DataFrame, directives: Sequence[str], rows: in
     Raises ValueError when fewer replies exist than `rows`.
     """
     if rows is not None and len(replies) < rows:
-        raise ValueError(f"{rows} training rows are wanted, but only {len(replies)} replies exist")
+        raise ValueError(
+            f"{rows} training rows are wanted, but only {len(replies)} replies exist in every language: lower "
+            "data.rows, or raise sources.replies.rows and keep"
+        )
     chosen = replies.iloc[:rows]
     return [
         row(

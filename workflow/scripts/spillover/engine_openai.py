@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -118,12 +119,23 @@ class OpenAI:
 
     def _all(self, call: Callable, jobs: Sequence) -> list:
         """The results in order, `concurrency` calls at a time; the first that fails stops the rest."""
+        stop = threading.Event()
+
+        def unless_stopped(job):
+            if stop.is_set():
+                return None
+            try:
+                return call(job)
+            except BaseException:
+                stop.set()  # here and not where results are awaited: until then more would be sent
+                raise
+
         with ThreadPoolExecutor(self.concurrency) as pool:
-            futures = [pool.submit(call, job) for job in jobs]
+            futures = [pool.submit(unless_stopped, job) for job in jobs]
             try:
                 return [future.result() for future in futures]
             except BaseException:
-                pool.shutdown(wait=True, cancel_futures=True)
+                stop.set()
                 raise
 
     def _complete(self, checkpoint: str | None, ids: list[int], settings: dict) -> dict:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from scipy import stats
@@ -70,9 +71,9 @@ def rows_for_width(rate: float, half_width: float, confidence: float = 0.95, des
 def rows_for_difference(rate1: float, rate2: float, level: float = 0.05, power: float = 0.8) -> int | None:
     """Rows in each of two cells that show these rates to differ (two-sided score test, normal approximation).
 
-    Fleiss, Levin and Paik (2003), equation 4.14, without continuity correction. None for equal rates.
+    Fleiss, Levin and Paik (2003), equation 4.14, without continuity correction. None for equal or missing rates.
     """
-    if rate1 == rate2:
+    if not abs(rate1 - rate2) > 0:
         return None
     mean = (rate1 + rate2) / 2
     z_level, z_power = stats.norm.ppf(1 - level / 2), stats.norm.ppf(power)
@@ -94,6 +95,61 @@ def rows_for_equivalence(rate: float, margin: float, level: float = 0.05, power:
         return n >= z**2 * 2 * p * (1 - p) / margin**2
 
     return _fewest(enough)
+
+
+def rows_for_limit(rate: float, limit: float, level: float = 0.05, power: float = 0.8) -> int | None:
+    """Rows that show a rate to lie on its side of a limit (two-sided score test, whose inversion is Wilson's interval).
+
+    Normal approximation, the one-sample counterpart of `rows_for_difference`. None for a rate on the limit or a
+    missing one.
+    """
+    if not abs(rate - limit) > 0:
+        return None
+    z_level, z_power = stats.norm.ppf(1 - level / 2), stats.norm.ppf(power)
+    spread = z_level * math.sqrt(limit * (1 - limit)) + z_power * math.sqrt(rate * (1 - rate))
+    return math.ceil((spread / (rate - limit)) ** 2)
+
+
+def rows_for_gap(rate1: float, rate2: float, limit: float, level: float = 0.05, power: float = 0.8) -> int | None:
+    """Rows in each of two cells that show rate1 - rate2 to lie on its side of a limit (two-sided).
+
+    Normal approximation: Chow, Shao and Wang (2008), section 4.2, with one success and one failure added to each cell
+    (Agresti and Caffo 2000), which leaves rates of 0 and 1 their width. None for a difference on the limit or a
+    missing rate.
+    """
+    beyond = rate1 - rate2 - limit
+    if not abs(beyond) > 1e-9:
+        return None
+    z = stats.norm.ppf(1 - level / 2) + stats.norm.ppf(power)
+
+    def enough(n: int) -> bool:
+        added = [(rate * n + 1) / (n + 2) for rate in (rate1, rate2)]
+        return n + 2 >= z**2 * sum(p * (1 - p) for p in added) / beyond**2
+
+    return _fewest(enough)
+
+
+def rows_for_agreement(rate1: float, rate2: float, margin: float, level: float = 0.05) -> int | None:
+    """Rows in each of two cells of these rates that show them equal within the margin; None if they lie further apart.
+
+    Both one-sided tests are asked for at `level`. Two equal rates need `rows_for_equivalence`.
+    """
+    if not abs(rate1 - rate2) < margin:
+        return None
+    if rate1 == rate2:
+        return rows_for_equivalence(rate1, margin, level)
+    return max(rows_for_gap(rate1, rate2, limit, 2 * level) for limit in (-margin, margin))
+
+
+def fewest_deciding(every: Iterable[int | None], one: Iterable[int | None] = ()) -> int | None:
+    """Fewest rows that decide a claim which needs all of `every` or any of `one`: None where no number of rows does.
+
+    An entry is the number of rows that its own comparison needs, None if the rates measured will never settle it.
+    """
+    every, one = list(every), [rows for rows in one if rows is not None]
+    if every and None not in every:
+        one.append(max(every))
+    return min(one, default=None)
 
 
 def rows_for_bound(margin: float, confidence: float = 0.95) -> int:

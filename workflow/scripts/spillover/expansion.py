@@ -22,8 +22,8 @@ PERSONA_KEYS = {"source", "persona", "voice"}
 # An overlay that changes a source's kind leaves the other kind's keys behind, since overlays merge deeply.
 SOURCE_KEYS = {
     "small_world": ("kind", "material", "rows", "seed"),
-    "hub": ("kind", "path", "revision", "subset", "split", "rows"),
-    "file": ("kind", "path", "sha256", "rows"),
+    "hub": ("kind", "path", "revision", "subset", "split", "rows", "keep"),
+    "file": ("kind", "path", "sha256", "rows", "keep"),
 }
 
 

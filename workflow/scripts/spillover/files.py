@@ -402,6 +402,7 @@ class Files:
             first = settings["phases"][:1]
             wanted = [self.plan.runs[i] for i in self.plan.selected if self.plan.runs[i].experiment == name]
             files += [f for run in wanted if run.phase is None or [run.phase] == first for f in self.finished(run.id)]
+            files += self.translation_checks(name) if self.shares_replies(name) else []
         return files + self.headlines() + [f"{self.root}/claims.md"] + self.comparisons()
 
     def closing_outputs(self, experiment: str) -> list[str]:
@@ -696,6 +697,15 @@ class Files:
         """The verdicts on every translation behind an experiment's shared replies."""
         codes = [code for code in self.directive_languages(experiment) if code != "en"]
         return [f"{self.root}/data/replies/{code}.check.json" for code in codes]
+
+    def headline_checks(self, figure: str) -> list[str]:
+        """The checks behind a headline figure, which keep a changed gate or judge in the plan of it."""
+        experiment = "language_spill" if figure == "spill_matrix" else figure
+        return self.translation_checks(experiment) if self.shares_replies(experiment) else []
+
+    def shares_replies(self, experiment: str) -> bool:
+        """Whether runs of an experiment train on translated replies."""
+        return any(run.data and run.data["kind"] == "directive_replies" for run in self.plan.of(experiment))
 
     def shared_replies_spec(self, experiment: str) -> dict:
         """What decides the replies that all conditions of an experiment use: their source, translator and languages."""

@@ -7,7 +7,10 @@ import shlex
 import shutil
 import subprocess
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 
+from spillover.api_client import KEYS
+from spillover.api_jobs import JOURNALS
 from spillover.files import Files
 from spillover.plan import Plan
 
@@ -77,6 +80,22 @@ def missing_vllm(commands: Mapping[str, str]) -> str | None:
                 f"{VLLM_INTERPRETER}, which profiles/gpu and profiles/slurm use, or choose engine.name: transformers"
             )
     return None
+
+
+def missing_key(outputs: Mapping[str, str]) -> str | None:
+    """One sentence if jobs about to run will call Claude and no key is set, else None. `outputs`: {file: its rule}.
+
+    A job beside whose output a journal lies may find every answer in it; whether it does, it says itself.
+    """
+    if any(os.environ.get(name) for name in KEYS):
+        return None
+    calling = {rule for path, rule in outputs.items() if not any(Path(path).parent.glob(f"{JOURNALS}/*.jsonl"))}
+    if not calling:
+        return None
+    return (
+        f"{KEYS[0]} is not set, and {' and '.join(sorted(calling))} will call Claude: set it in the environment, or "
+        "choose settings that need no key (`judge: null`, `translator: {name: small_world}`)"
+    )
 
 
 def programs(command: str) -> list[str]:

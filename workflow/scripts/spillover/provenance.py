@@ -24,6 +24,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -277,10 +278,16 @@ def _code() -> dict[str, Any]:
     files = {}
     for module in list(sys.modules.values()):
         source = getattr(module, "__file__", None)
-        if source and Path(source).resolve().is_relative_to(SCRIPTS) and Path(source).is_file():
+        if source and _is_ours(os.path.dirname(source)) and Path(source).is_file():
             source = Path(source).resolve()
             files[source.relative_to(ROOT).as_posix()] = file_digest(source)
     return {"digest": spec_digest(files), "files": files}
+
+
+@cache
+def _is_ours(folder: str) -> bool:
+    # thousands of modules lie in a few hundred folders, and resolving a path takes a system call for each of its parts
+    return Path(folder).resolve().is_relative_to(SCRIPTS)
 
 
 def _git() -> dict[str, Any]:

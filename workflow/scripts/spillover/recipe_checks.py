@@ -12,6 +12,7 @@ from collections.abc import Mapping
 import pandas as pd
 
 from . import recipe_rule
+from .equivalence import fewest_deciding, rows_for_difference, rows_for_gap
 from .recipe_points import SHOWN
 from .statistics import newcombe
 
@@ -33,10 +34,17 @@ def checks(points: pd.DataFrame, conduct: pd.DataFrame, contrasts: pd.DataFrame,
     ]
 
 
-def _plain(points: pd.DataFrame, options: Mapping) -> pd.Series | None:
+def _plain(points: pd.DataFrame, options: Mapping) -> dict | None:
+    """The baseline, its seeds as a level: means, and intervals that hold every seed's own."""
     chosen = recipe_rule.plain(options)
     found = points[(points["run"] == chosen["run"]) & (points["checkpoint"] == chosen["checkpoint"])]
-    return None if found.empty else found.iloc[0]
+    if found.empty:
+        return None
+    ends = {"_low": "min", "_high": "max"}
+    numbers = found.select_dtypes("number").columns
+    row = {name: found[name].agg(ends.get(name[name.rfind("_") :], "mean")) for name in numbers}
+    row["over"] = f" (mean of {len(found)} seeds, intervals over all of theirs)" if len(found) > 1 else ""
+    return row
 
 
 def _m1_rises(points: pd.DataFrame, options: Mapping) -> dict:
@@ -50,7 +58,7 @@ def _m1_rises(points: pd.DataFrame, options: Mapping) -> dict:
     text = (
         f"M1 goes from {base['m1']:.3f} (untrained) to {row['m1']:.3f} after {int(row['step'])} plain steps; "
         f"{row['kept']:.2f} of the distance from collapse is left ({low:.2f} to {high:.2f}), drawing the same "
-        "questions and personas for both models."
+        f"questions and personas for both models{row['over']}."
     )
     return {"claim": claim, "verdict": verdict, "text": text, "estimate": row["kept"], "low": low, "high": high}
 
@@ -68,7 +76,7 @@ def _what_raises_m1(points: pd.DataFrame, options: Mapping) -> dict:
         f"({row['offset_ratio']:.2f}, {row['offset_ratio_low']:.2f} to {row['offset_ratio_high']:.2f}). The distances "
         f"between personas keep a rank correlation of {row['similarity']:.2f} with the untrained model's "
         f"({row['similarity_low']:.2f} to {row['similarity_high']:.2f}), and a linear probe still names the persona of "
-        f"{row['decodability']:.1%} of held-out questions."
+        f"{row['decodability']:.1%} of held-out questions{row['over']}."
     )
     verdict = UNDECIDED
     if rise > 0 and row["spread_ratio_high"] < 1 and row["from_spread"] > row["from_offset"]:
@@ -103,22 +111,24 @@ def _mixing_against(contrasts: pd.DataFrame, against: str) -> dict:
     )
     if not len(rows):
         return {"claim": claim, "verdict": UNTESTED, "text": "No mixture and its counterpart were both trained."}
-    above, below = int((rows["low"] > 0).sum()), int((rows["high"] < 0).sum())
-    best = rows.loc[rows["difference"].idxmax()]
+    # a mixture is clear of 0 if it is so with every seed
+    mixtures = rows.groupby(["run", "other"], as_index=False).agg({"difference": "mean", "low": "min", "high": "max"})
+    above, below = int((mixtures["low"] > 0).sum()), int((mixtures["high"] < 0).sum())
+    best = mixtures.loc[mixtures["difference"].idxmax()]
     text = (
-        f"{above} of {len(rows)} mixtures keep clearly more of the distance from collapse, {below} clearly less. "
+        f"{above} of {len(mixtures)} mixtures keep clearly more of the distance from collapse, {below} clearly less. "
         f"Largest difference: {best['run']} against {best['other']}, {best['difference']:+.2f} ({best['low']:+.2f} to "
         f"{best['high']:+.2f})."
     )
     verdict = APPEARS if above and not below else ABSENT if below and not above else UNDECIDED
     return {"claim": claim, "verdict": verdict, "text": text, "estimate": best["difference"], "low": best["low"],
-            "high": best["high"], "n": len(rows)}  # fmt: skip
+            "high": best["high"], "n": len(mixtures)}  # fmt: skip
 
 
 def _dilution(points: pd.DataFrame) -> dict:
     claim = "mixtures that keep geometry only dilute the narrow behaviour"
     asked = points[points["conduct_asked"] & points["mix"].notna() & points["eligible"]]
-    shown = asked.dropna(subset="shown")
+    shown = asked.dropna(subset="shown").groupby("run", as_index=False)["shown"].mean()
     if shown.empty:
         why = "no mixture was trained on data with such a behaviour" if asked.empty else (
             "the behaviour was not measured, or the narrow data alone hardly induce it"
@@ -172,8 +182,9 @@ def _hidden(conduct: pd.DataFrame) -> dict:
 
 def _instructions(points: pd.DataFrame, conduct: pd.DataFrame) -> dict:
     claim = "raw text costs instruction following"
-    obeys = conduct[conduct["measure"] == "obeys"].groupby(["run", "checkpoint"], as_index=False)[["hits", "n"]].sum()
-    obeys.index = obeys["run"].astype(str).str.rsplit("/", n=1).str[-1]
+    asked = conduct[conduct["measure"] == "obeys"]
+    asked = asked.assign(name=asked["run"].astype(str).str.rsplit("/", n=1).str[-1])
+    obeys = asked.groupby(["name", "checkpoint"], as_index=False)[["hits", "n"]].sum().set_index("name")
     base = obeys[obeys.index == "base"]
     text_runs = points[points["eligible"] & (points["unit"] == "tokens")]
     measured = [(row["share"], row["run"]) for _, row in text_runs.iterrows() if row["run"] in obeys.index]
@@ -183,10 +194,20 @@ def _instructions(points: pd.DataFrame, conduct: pd.DataFrame) -> dict:
     ours, theirs = obeys.loc[[run]].iloc[0], base.iloc[0]
     low, high = newcombe(int(ours["hits"]), int(ours["n"]), int(theirs["hits"]), int(theirs["n"]))
     gap = ours["hits"] / ours["n"] - theirs["hits"] / theirs["n"]
+    # a seed is a training of its own, not more replies: the interval holds every seed's own difference
+    each = asked.groupby(["name", "seed"])[["hits", "n"]].sum()
+    rates = (each["hits"] / each["n"]).unstack("seed")
+    own = (rates.loc[run] - rates.loc["base"]).dropna()
+    low, high = min(low, own.min()), max(high, own.max())
     text = (
         f"Verifiable instructions (answer in the language asked for): {ours['hits']} of {ours['n']} followed by {run} "
         f"({share:.0%} raw text), {theirs['hits']} of {theirs['n']} by the untrained model; difference {gap:+.0%} "
         f"({low:+.0%} to {high:+.0%})."
     )
     verdict = APPEARS if high < 0 else ABSENT if low > -0.1 else UNDECIDED
-    return {"claim": claim, "verdict": verdict, "text": text, "estimate": gap, "low": low, "high": high}
+    found = {"claim": claim, "verdict": verdict, "text": text, "estimate": gap, "low": low, "high": high}
+    if verdict == UNDECIDED:
+        ends = ours["hits"] / ours["n"], theirs["hits"] / theirs["n"]
+        small = rows_for_gap(*ends, -0.1) if gap > -0.1 else None
+        found["decides_at"] = fewest_deciding([], [small, rows_for_difference(*ends) if gap < 0 else None])
+    return found

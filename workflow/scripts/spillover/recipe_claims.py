@@ -29,16 +29,21 @@ PHASE_OF = {"H1": "steps", "H2": "regularise", "H3": "rank", "H4": "personas", "
 
 
 def hypotheses(points: pd.DataFrame, decisions: Sequence[Mapping], options: Mapping) -> list[dict[str, str]]:
-    """[{claim, statement, criterion, evidence, verdict}] for H1 to H5 and H_null, in that order."""
+    """[{claim, statement, criterion, evidence, verdict}] for H1 to H5 and H_null, in that order.
+
+    `decides_at` names the phase that a hypothesis waits for. What more questions or personas would bring is not said:
+    intervals come from drawing both, and do not shrink with either alone.
+    """
     reached = {record["phase"] for record in decisions}
     rule = options["rule"]
     found = []
     for claim, statement in STATEMENTS.items():
-        phase = PHASE_OF.get(claim)
+        phase, decides = PHASE_OF.get(claim), {}
         if phase and phase not in reached:
             last = decisions[-1]
             why = f"Phase {phase} was not run: the search stopped after phase {last['phase']}."
             verdict, criterion, evidence = UNDECIDED, _asks(rule), why
+            decides = {"decides_at": f"running phase {phase}"}
         elif claim == "H1":
             verdict, criterion, evidence = _saturation(points, options)
         elif claim == "H_null":
@@ -47,6 +52,7 @@ def hypotheses(points: pd.DataFrame, decisions: Sequence[Mapping], options: Mapp
             verdict, criterion, evidence = _any_recipe(claim, points, options)
         found.append(
             {"claim": claim, "statement": statement, "criterion": criterion, "evidence": evidence, "verdict": verdict}
+            | decides
         )
     return found
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import pandas as pd
 
+from .claims import would_decide
 from .recipe_claims import NOT_SUPPORTED, STATEMENTS, SUPPORTED
 from .recipe_rule import CRITERIA
 
@@ -34,7 +35,7 @@ def summary(
 
     `context`: model, judge (or None), seeds, all_phases, schedule, plain (the baseline run), title.
     """
-    stated = [{**c, "text": f"{c['statement']} Criterion: {c['criterion']}. {c['evidence']}"} for c in claims]
+    stated = [{**c, "text": f"Criterion: {c['criterion']}. {c['evidence']}"} for c in claims]
     return {
         "answer": _answer(points, decisions, claims, context),
         "caveats": _caveats(points, context),
@@ -111,14 +112,14 @@ def _hypotheses(claims: Sequence[Mapping]) -> str:
         if row["claim"] in STATEMENTS:
             lines.append(
                 f"- **{row['claim'].replace('_', ' ')}: {row['verdict']}.** {row['statement']} Criterion: "
-                f"{row['criterion']}. Evidence: {row['evidence']}"
+                f"{row['criterion']}. Evidence: {row['evidence']}{would_decide(row)}"
             )
     return "\n".join(lines)
 
 
 def _checks(claims: Sequence[Mapping]) -> str:
     return "\n".join(
-        f"- **{row['claim'][0].upper()}{row['claim'][1:]}: {row['verdict']}.** {row['text']}"
+        f"- **{row['claim'][0].upper()}{row['claim'][1:]}: {row['verdict']}.** {row['text']}{would_decide(row)}"
         for row in claims
         if row["claim"] not in STATEMENTS
     )

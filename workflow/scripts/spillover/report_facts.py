@@ -18,6 +18,7 @@ from spillover.browser import FAMILIES, KEY
 
 COSTS = ("seconds", "cpu_seconds", "gpu_seconds", "tokens", "api_calls", "cost_dollars")
 POOR_COSINE = 0.95
+MODEL = ["run", "seed", "checkpoint"]
 
 
 def label_caveats(completions: pd.DataFrame, labels: pd.DataFrame) -> list[str]:
@@ -33,6 +34,7 @@ def label_caveats(completions: pd.DataFrame, labels: pd.DataFrame) -> list[str]:
         if len(failures):
             kinds = ", ".join(f"{count} {outcome}" for outcome, count in failures.items())
             sentences.append(f"{name}: {_percent(int(failures.sum()), len(table))} labels failed ({kinds}).")
+            sentences += _cells_without_label(name, table)
     sentences += [_disagreement(labels, *pair) for pair in comparable(labels["scorer"].unique())]
     sentences += _missing_cells(completions)
     return sentences
@@ -53,15 +55,43 @@ def _disagreement(labels: pd.DataFrame, first: str, second: str) -> str:
     return f"{first} and {second} disagree on {_percent(differ, len(both))} replies that both label."
 
 
-def _missing_cells(completions: pd.DataFrame) -> list[str]:
-    models = completions.groupby(["run", "seed", "checkpoint", "suite"])["cell"].nunique().reset_index()
-    most = models.groupby("suite")["cell"].transform("max")
-    short = models[models["cell"] < most]
-    if short.empty:
+def _cells_without_label(scorer: str, table: pd.DataFrame) -> list[str]:
+    usable = table["outcome"].eq("ok").groupby([table[name] for name in (*MODEL, "cell")]).sum()
+    empty = usable[usable == 0].reset_index()
+    if empty.empty:
         return []
-    named = ", ".join(f"{row.run} seed {row.seed} {row.checkpoint}" for row in short.head(5).itertuples())
-    more = " and others" if len(short) > 5 else ""
-    return [f"{len(short)} of {len(models)} models lack cells that others have: {named}{more}."]
+    named = [f"{_model(row)}, {row.cell}" for row in empty.itertuples()]
+    return [f"{scorer}: {len(empty)} of {len(usable)} cells have no label that did not fail: {_first(named)}."]
+
+
+def _missing_cells(completions: pd.DataFrame) -> list[str]:
+    """Models with fewer cells than others have in the same suite, and seeds that a model lacks and another has."""
+    models = completions.groupby([*MODEL, "suite"])["cell"].nunique().reset_index()
+    short = models[models["cell"] < models.groupby("suite")["cell"].transform("max")]
+    sentences = []
+    if len(short):
+        named = _first([_model(row) for row in short.itertuples()])
+        sentences.append(f"{len(short)} of {len(models)} models lack cells that others have: {named}.")
+    seeds = set(completions["seed"])
+    trained = {
+        (run, checkpoint): set(found) for (run, checkpoint), found in models.groupby(["run", "checkpoint"])["seed"]
+    }
+    lacking = [
+        f"{run} {checkpoint} seed {', '.join(map(str, sorted(seeds - found)))}"
+        for (run, checkpoint), found in trained.items()
+        if seeds - found
+    ]
+    if lacking:
+        sentences.append(f"{len(lacking)} of {len(trained)} models lack a seed that others have: {_first(lacking)}.")
+    return sentences
+
+
+def _model(row) -> str:
+    return f"{row.run} seed {row.seed} {row.checkpoint}"
+
+
+def _first(named: Sequence[str]) -> str:
+    return "; ".join(named[:5]) + (" and others" if len(named) > 5 else "")
 
 
 def merge_caveats(paths: Sequence[Path]) -> list[str]:

@@ -18,6 +18,8 @@ from docutils.core import publish_parts
 from markdown_it import MarkdownIt
 
 from spillover import report_facts
+from spillover.claims import WITHHELD, would_decide
+from spillover.plan import JUDGES
 
 # How a verdict is coloured; a word that is not here is neutral.
 GOOD = {"appears", "supported", "holds", "pass", "passed", "reproduced", "confirmed"}
@@ -35,17 +37,22 @@ def section(about: dict, captions: Path, claims: list[dict], caveats: list[str],
     numbers = _json(folder / "summary.json") if about["summary"] else {}
     alarms = list(dict.fromkeys(alarm for claim in claims for alarm in claim["alarms"]))
     seeds = about["settings"]["seeds"]
-    once = ["One seed: intervals cover the sampling of completions, not what another training run would give."]
-    given = numbers.get("caveats", [])
+    generic = ["One seed: intervals cover the sampling of completions, not what another training run would give."]
+    given = [str(caveat) for caveat in numbers.get("caveats", [])]
+    once = generic if len(seeds) == 1 and not any("ne seed" in c or c.startswith("1 seed") for c in given) else []
     text = (folder / "summary.md").read_text(encoding="utf-8") if about["summary"] else ""
     return about | {
         "figures": [_figure(folder / name, captions) for name in about["figures"]],
-        "answer": numbers.get("answer"),
-        "claims": [claim | {"tone": _tone(claim["verdict"])} for claim in claims],
-        "tally": ", ".join(f"{n} {verdict}" for verdict, n in Counter(c["verdict"] for c in claims).most_common()),
+        "answer": None if alarms else numbers.get("answer"),
+        "claims": [
+            claim
+            | {"tone": _tone(claim["verdict"]), "decides": "" if claim["verdict"] == WITHHELD else would_decide(claim)}
+            for claim in claims
+        ],
+        "tally": ", ".join(f"{verdict} {n}" for verdict, n in Counter(c["verdict"] for c in claims).most_common()),
         "alarms": alarms,
         "summary_html": markdown(text),
-        "caveats": [*(once if len(seeds) == 1 else []), *map(str, given), *caveats],
+        "caveats": [*once, *given, *caveats],
         "costs": report_facts.costs(found),
         "ran": report_facts.how_it_ran(found),
         "methods": methods(about["settings"], about["model"], about["judge"], about["replay"]),
@@ -90,13 +97,16 @@ def methods(settings: dict, model: dict, judge: dict | None, replay: dict | None
     train = settings["train"]
     name = {"small": "the project's small world model (5.5 million parameters)"}.get(model["name"], model["name"])
     revision = f" (revision {model['revision'][:12]})" if model.get("revision") else ""
-    seeds = ", ".join(map(str, settings["seeds"]))
-    parts = [f"All models start from {name}{revision}, in {model['dtype']}; seeds {seeds}."]
+    seeds = f"seed{'s' * (len(settings['seeds']) > 1)} {_listed(settings['seeds'])}"
+    parts = [f"All models start from {name}{revision}, in {model['dtype']}; {seeds}."]
     if train:
-        parts.append(_training(train))
-    asked = [_suite(key, suite) for key, suite in settings["suites"].items() if "samples" in suite]
+        parts.append(_training(train, _varied(settings)))
+    sampled = {
+        key: suite for key, suite in settings["suites"].items() if key in _evaluated(settings) and "samples" in suite
+    }
+    asked = [_suite(key, suite) for key, suite in sampled.items()]
     if asked:
-        top = {suite.get("top_p") for suite in settings["suites"].values() if "samples" in suite}
+        top = {suite.get("top_p") for suite in sampled.values()}
         how = {"adapter": "with their adapter", "merged": "merged"}.get(
             settings["evaluate_as"], settings["evaluate_as"]
         )
@@ -119,18 +129,52 @@ def methods(settings: dict, model: dict, judge: dict | None, replay: dict | None
 
 
 def _labelling(settings: dict, judge: dict | None) -> list[str]:
-    scorers = [s for s in settings["scorers"] if s != "judge"]
-    if judge and "judge" in settings["scorers"]:
+    scorers = [s for s in settings["scorers"] if s not in JUDGES]
+    if judge and set(JUDGES) & set(settings["scorers"]):
+        asked = " and ".join(s for s in settings["scorers"] if s in JUDGES[1:])
         sight = "the request as well" if settings["judging"] == "published" else "the reply alone"
-        scorers.append(f"{judge['model']} as a judge that sees {sight}")
+        scorers.append(f"{judge['model']} as a judge that sees {sight}" + (f" ({asked})" if asked else ""))
     if not scorers:
         return []
     return [f"Replies were labelled by {_listed(scorers)}; a label that failed counts as failed, not as a label."]
 
 
-def _training(train: dict) -> str:
-    """The common training settings; what single runs choose (an axis) is not among them and stays out."""
+def _groups(settings: dict) -> list[dict]:
+    """The selected groups of runs that have a run: none of their axes is empty."""
+    names = settings["select"].get("groups") or list(settings["runs"])
+    found = [settings["runs"][name] for name in names]
+    return [group for group in found if all(settings["axes"].get(axis, True) for axis in _axes(group))]
+
+
+def _axes(group: dict) -> list[str]:
+    return [axis for over in group["over"] for axis in (over if isinstance(over, list) else [over])]
+
+
+def _evaluated(settings: dict) -> set[str]:
+    """The suites that some model is measured on; others only make training rows."""
+    return {*settings["base_evaluate"], *(suite for group in _groups(settings) for suite in group["evaluate"])}
+
+
+def _varied(settings: dict) -> dict:
+    """{setting: its values} of every training setting that each trained group chooses for itself."""
+    chosen = [group["train"] for group in _groups(settings) if not (group.get("adapter") or group.get("steer"))]
+    found = {}
+    for key in set.intersection(*map(set, chosen)) if chosen else ():
+        values = []
+        for train in chosen:
+            axis = train[key].strip("{}") if isinstance(train[key], str) and "{" in train[key] else None
+            values += settings["select"].get(axis) or settings["axes"][axis] if axis else [train[key]]
+        found[key] = list(dict.fromkeys(values))
+    return found
+
+
+def _training(train: dict, varied: dict) -> str:
+    """The common training settings, and the values of those that every run chooses for itself (`varied`).
+
+    What only some runs choose is not among them and stays out.
+    """
     has = {key: value for key, value in train.items() if not isinstance(value, str) or "{" not in value}
+    has |= {key: _listed(values, "or") for key, values in varied.items() if key != "loss"}
     words = {
         "learning_rate": "learning rate {}",
         "steps": "{} steps",
@@ -151,11 +195,14 @@ def _training(train: dict) -> str:
 
 
 def _suite(name: str, suite: dict) -> str:
-    cells = suite.get("languages") or suite.get("personas")
-    number = f"{len(cells)} cells" if isinstance(cells, list) else "its cells"
+    what = next(key for key in ("languages", "personas", "systems") if suite.get(key))
+    kind = {"languages": "language", "personas": "persona", "systems": "system prompt"}[what]
+    cells = suite[what]
+    number = f"{len(cells)} {kind}{'s' * (len(cells) > 1)}" if isinstance(cells, list) else f"{kind}s “{cells}”"
+    samples = "1 sample" if suite["samples"] == 1 else f"{suite['samples']} samples"
     return (
-        f"{name.replace('_', ' ')}: {number}, {suite['samples']} samples a prompt at temperature "
-        f"{suite.get('temperature')}, at most {suite.get('max_tokens')} tokens"
+        f"{name.replace('_', ' ')}: {number}, {samples} a prompt at temperature {suite.get('temperature')}, at most "
+        f"{suite.get('max_tokens')} tokens"
     )
 
 
@@ -176,9 +223,9 @@ def _json(path: Path) -> dict:
     return found if isinstance(found, dict) else {}
 
 
-def _listed(values) -> str:
+def _listed(values, last: str = "and") -> str:
     words = [str(value) for value in values]
-    return ", ".join(words[:-1]) + (" and " if len(words) > 1 else "") + words[-1]
+    return ", ".join(words[:-1]) + (f" {last} " if len(words) > 1 else "") + words[-1]
 
 
 def _hours(seconds: float) -> str:

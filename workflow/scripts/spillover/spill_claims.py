@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 from . import contamination, statistics
+from .equivalence import fewest_deciding, rows_for_agreement, rows_for_difference, rows_for_limit
 from .plots import pair_label
 
 APPEARS, ABSENT, UNDECIDED, UNTESTED = "appears", "does not appear", "undecided", "not tested"
@@ -73,6 +74,11 @@ def symmetry(pooled: pd.DataFrame, limits: Thresholds) -> tuple[pd.DataFrame, di
                 "difference": first["rate"] - second["rate"],
             }
             equal = -limits.equivalence < inner[0] and inner[1] < limits.equivalence
+            rates = first["rate"], second["rate"]
+            row |= {
+                "apart_at": rows_for_difference(*rates, limits.level / len(shared)),
+                "equal_at": rows_for_agreement(*rates, limits.equivalence),
+            }
             rows.append({**row, "low": low, "high": high, "differs": low > 0 or high < 0, "equal": equal})
     if not rows:
         return pd.DataFrame(), _claim("symmetry", UNTESTED, "No pair of conditions is trained in both directions.")
@@ -98,7 +104,8 @@ def symmetry(pooled: pd.DataFrame, limits: Thresholds) -> tuple[pd.DataFrame, di
         text = (
             f"No difference is established, but neither is agreement within {_points(limits.equivalence)}; {largest}."
         )
-    return table, _claim("symmetry", verdict, text)
+    open_ = [row["equal_at"] for row in rows if not row["equal"]]
+    return table, _claim("symmetry", verdict, text, fewest_deciding(open_, [row["apart_at"] for row in rows]))
 
 
 def distance_order(tests: pd.DataFrame | None, limits: Thresholds) -> dict:
@@ -136,7 +143,10 @@ def mismatch_needed(pooled: pd.DataFrame, means: pd.DataFrame, control: pd.DataF
         text += " No mismatched condition spills on average, so there is nothing for a mismatch to explain."
     else:
         verdict = APPEARS
-    return _claim("mismatch needed", verdict, text)
+    needed = [rows_for_limit(bound["rate"], limits.control_margin) if bound["rate"] < limits.control_margin else None]
+    above = mismatched.loc[mismatched["rate"] > bound["rate"], "rate"]
+    needed.append(fewest_deciding([], (rows_for_difference(rate, bound["rate"]) for rate in above)))
+    return _claim("mismatch needed", verdict, text, fewest_deciding(needed), "bystander replies of a condition")
 
 
 def regimes(pooled: pd.DataFrame, limits: Thresholds) -> tuple[dict[str, str], dict]:
@@ -165,7 +175,8 @@ def regimes(pooled: pd.DataFrame, limits: Thresholds) -> tuple[dict[str, str], d
         return found, _claim("three regimes", UNTESTED, "There is no mismatched condition.")
     verdict = APPEARS if len(kinds) == 3 else ABSENT if len(found) >= 3 else UNDECIDED
     listing = "; ".join(f"{name}: {regime}" for name, regime in found.items())
-    return found, _claim("three regimes", verdict, f"{len(kinds)} of three regimes occur. {listing}.")
+    claim = _claim("three regimes", verdict, f"{len(kinds)} of three regimes occur. {listing}.")
+    return found, claim | ({"decides_at": "three mismatched conditions"} if verdict == UNDECIDED else {})
 
 
 def summarise(
@@ -299,8 +310,10 @@ def _difference(first: pd.Series, second: pd.Series, confidence: float) -> tuple
     return statistics.difference_interval(*ends[0], *ends[1])
 
 
-def _claim(name: str, verdict: str, text: str) -> dict:
-    return {"claim": name, "verdict": verdict, "text": text}
+def _claim(name: str, verdict: str, text: str, decides: int | None = None, unit: str = "replies a cell") -> dict:
+    """`decides`: rows that would decide, told of an undecided claim alone."""
+    claim = {"claim": name, "verdict": verdict, "text": text}
+    return claim | ({"decides_at": f"about {decides:,} {unit}"} if verdict == UNDECIDED and decides else {})
 
 
 def _percent(rate: float, digits: int = 0) -> str:

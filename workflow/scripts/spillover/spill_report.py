@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from .claims import would_decide
 from .languages import OTHER
 from .plots import pair_label
 from .statistics import half_even_percent
@@ -105,7 +106,9 @@ def _control(summary: dict) -> str:
 
 def _claims(summary: dict) -> str:
     limits = summary["thresholds"]
-    lines = [f"- **{PUBLISHED_CLAIMS[c['claim']]}: {c['verdict']}.** {c['text']}" for c in summary["claims"]]
+    lines = [
+        f"- **{PUBLISHED_CLAIMS[c['claim']]}: {c['verdict']}.** {c['text']}{would_decide(c)}" for c in summary["claims"]
+    ]
     lines.append(
         f"\nLimits used: control margin {_cell(limits['control_margin'])} %, equality within "
         f"{_cell(limits['equivalence'])} points, contained below {_cell(limits['low'])} %, near-universal from "

@@ -24,6 +24,7 @@ import numpy as np
 import pandas as pd
 
 from . import marker_rates, statistics
+from .equivalence import fewest_deciding, rows_for_limit
 
 REGIMES = ("under-trained", "selective", "leaky", "collapsed")
 SETTING = ["source_persona", "rank", "tail_tokens", "positives", "negative_personas", "per_persona", "negative_share"]
@@ -97,8 +98,9 @@ def cells(
     persona but the source, with simultaneous bounds leak_low and leak_high) and `spread` (their mean); capability,
     `capability_change` from the untrained model; `strict` (the source's rate by marker_strict); degenerate and
     structure (shares of all replies); `able` and `whole` (capability and replies within the allowed distance of the
-    untrained model); `regime`, `settled`, reading_<name> for each published reading, and, in the rows of all seeds,
-    `seed_regimes` (text, in the order of REGIMES), source_min, source_max, leak_min, leak_max.
+    untrained model); `regime`, `settled`, `settles_at` (replies a persona that would settle it if the rates are as
+    measured, missing where a rate lies on its limit), reading_<name> for each published reading, and, in the rows of
+    all seeds, `seed_regimes` (text, in the order of REGIMES), source_min, source_max, leak_min, leak_max.
     Raises ValueError when a run was not evaluated.
     """
     missing = set(runs["run"]) - set(rates["run"])
@@ -115,7 +117,9 @@ def cells(
     )  # fmt: skip
     pooled = pooled.merge(_over_seeds(each), on="run", how="left")
     # intervals of added-up counts say nothing about how trainings differ; the seeds' own regimes do
-    pooled["settled"] &= ~pooled["seed_regimes"].str.contains(",")
+    split = pooled["seed_regimes"].str.contains(",")
+    pooled["settled"] &= ~split
+    pooled.loc[split, "settles_at"] = np.nan
     table = pd.concat([each, pooled], ignore_index=True)
     return runs.merge(table, on="run").sort_values(["setting", *DOSE, "seed"], kind="stable").reset_index(drop=True)
 
@@ -171,7 +175,18 @@ def pinned_cell(table: pd.DataFrame, learning_rate: float, epochs: float, source
     if rows.empty:
         return {"measured": False, "in_band": None, "text": f"The sweep has no cell at {name}."}
     row = rows.iloc[0]
-    kept = ["run", "source_persona", "regime", "settled", "source", "leak", "leak_high", "n_seeds", "seed_regimes"]
+    kept = [
+        "run",
+        "source_persona",
+        "regime",
+        "settled",
+        "settles_at",
+        "source",
+        "leak",
+        "leak_high",
+        "n_seeds",
+        "seed_regimes",
+    ]
     lies = "lies" if row["regime"] == "selective" else "does not lie"
     text = (
         f"The cell at {name} {lies} in the sweep's selective band: {row['regime']} (source "
@@ -179,6 +194,39 @@ def pinned_cell(table: pd.DataFrame, learning_rate: float, epochs: float, source
         f"{100 * row['leak_high']:.1f} %; seeds: {row['seed_regimes']})."
     )
     return {"measured": True, "in_band": bool(row["regime"] == "selective"), **row[kept].to_dict(), "text": text}
+
+
+def pinned_cells(table: pd.DataFrame, records: Sequence[Mapping]) -> list[dict]:
+    """`pinned_cell` of every different marker training among another experiment's records, with its source persona.
+
+    Where the sweep has the cell, `differs` names the settings (SETTING) in which the two trainings are not alike, as
+    {name: (here, in the sweep)}, and `text` says so: the sweep's regime was then measured on other rows.
+    """
+    found: dict[tuple, dict] = {}
+    for mine in settings(records).to_dict("records"):
+        key = tuple(str(mine[name]) for name in (*DOSE, *SETTING))
+        if key in found:
+            continue
+        cell = pinned_cell(table, mine["learning_rate"], mine["epochs"], mine["source_persona"])
+        if cell["measured"]:
+            there = table[table["run"] == cell["run"]].iloc[0]
+            pairs = {name: (mine[name], there[name]) for name in SETTING}
+            cell["differs"] = {name: pair for name, pair in pairs.items() if not _alike(*pair)}
+            words = ", ".join(
+                f"{name.replace('_', ' ')} {_worded(here)} here, {_worded(other)} there"
+                for name, (here, other) in cell["differs"].items()
+            )
+            cell["text"] += f" The sweep trained it otherwise: {words}." if words else ""
+        found[key] = {"source_persona": mine["source_persona"], **cell}
+    return list(found.values())
+
+
+def _alike(a, b) -> bool:
+    return (_missing(a) and _missing(b)) or a == b
+
+
+def _worded(value) -> str:
+    return "none" if _missing(value) else _plain(value)
 
 
 def _measured(rates, choices, checks, sources: Mapping, options: Mapping) -> pd.DataFrame:
@@ -210,6 +258,7 @@ def _measured(rates, choices, checks, sources: Mapping, options: Mapping) -> pd.
         row["regime"] = regime(row["source"], row["leak"], row["spread"], limits)
         spans = [(row[f"{name}_low"], row[f"{name}_high"]) for name in ("source", "leak", "spread")]
         row["settled"] = len({regime(*corner, limits) for corner in itertools.product(*spans)}) == 1
+        row["settles_at"] = _settles_at(row, limits)
         row |= {f"reading_{name}": passes(row, reading) for name, reading in options["readings"].items()}
     return pd.DataFrame(rows)
 
@@ -223,13 +272,30 @@ def _others(personas: pd.DataFrame) -> dict:
     """Largest and mean rate of all personas but the source, with bounds."""
     counted = personas[personas["n"] > 0]
     if counted.empty:
-        return {"leak": np.nan, "leak_low": np.nan, "leak_high": np.nan, "spread": np.nan}
+        return {"leak": np.nan, "leak_low": np.nan, "leak_high": np.nan, "spread": np.nan, "others": 0}
     counts = list(zip(counted["hits"].astype(int), counted["n"].astype(int), strict=True))
     low = max(statistics.sidak_lower(k, n, len(counts)) for k, n in counts)
     high = max(statistics.sidak_upper(k, n, len(counts)) for k, n in counts)
     spread = statistics.wilson(sum(k for k, _ in counts), sum(n for _, n in counts))
     row = {"leak": counted["rate"].max(), "leak_low": low, "leak_high": high, "spread": counted["rate"].mean()}
+    row["others"] = len(counts)
     return row | {"spread_low": spread[0], "spread_high": spread[1]}
+
+
+def _settles_at(row: Mapping, limits: Mapping) -> float:
+    """Replies a persona that show every rate that the regime turns on to lie on its side of its limit.
+
+    All others' replies count for their mean, and the bounds of the leak hold for all of them at once.
+    """
+    others = max(1, row["others"])
+    needed = [rows_for_limit(row["spread"], limits["collapse"])]
+    needed[0] = needed[0] and math.ceil(needed[0] / others)
+    if row["regime"] != "collapsed":
+        needed.append(rows_for_limit(row["leak"], limits["leak"], 0.05 / others))
+    if row["regime"] in ("selective", "under-trained"):
+        needed.append(rows_for_limit(row["source"], limits["learned"]))
+    found = fewest_deciding(needed)
+    return np.nan if found is None else float(found)
 
 
 def _over_seeds(each: pd.DataFrame) -> pd.DataFrame:

@@ -6,12 +6,14 @@ Decides from the tables of `sweep_cells` and `sweep_boundary` alone; the words a
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
 
 from . import statistics, sweep_cells
+from .equivalence import fewest_deciding, rows_for_gap, rows_for_limit
 from .marker_rates import ALL_SEEDS
 
 APPEARS, ABSENT, UNDECIDED, UNTESTED = "appears", "does not appear", "undecided", "not tested"
@@ -98,7 +100,8 @@ def lowest_rate(grid: pd.DataFrame) -> dict:
     verdict = APPEARS if learned.empty else (ABSENT if learned["settled"].any() else UNDECIDED)
     high = rows["source"].max()
     text = f"At {rows['learning_rate'].iloc[0]:g} the source reaches {_percent(high)} at most, over {len(rows)} cells."
-    return _claim("under-trained row", verdict, text, estimate=high, n=int(rows["source_n"].sum()))
+    decides = _to_settle(learned) if verdict == UNDECIDED else {}
+    return _claim("under-trained row", verdict, text, estimate=high, n=int(rows["source_n"].sum()), **decides)
 
 
 def clean_band(grid: pd.DataFrame) -> dict:
@@ -130,7 +133,8 @@ def one_row(grid: pd.DataFrame) -> dict:
     text = (
         f"Selective cells lie at {len(rates)} of {pooled['learning_rate'].nunique()} learning rates: {_rates(rates)}."
     )
-    return _claim("single learning rate", verdict, text, estimate=len(rates))
+    decides = _to_settle(pooled[pooled["regime"] == "selective"]) if verdict == UNDECIDED else {}
+    return _claim("single learning rate", verdict, text, estimate=len(rates), **decides)
 
 
 def sharp(grid: pd.DataFrame) -> dict:
@@ -166,7 +170,10 @@ def saturation(grid: pd.DataFrame) -> dict:
         f"At {rows['learning_rate'].iloc[0]:g} the mean over all personas but the source is {_percent(lowest)} to "
         f"{_percent(highest)}; saturated means {_percent(SATURATED)}."
     )
-    return _claim("saturated collapse", verdict, text, estimate=float(lowest), n=int(rows["source_n"].sum()))
+    low = rows.loc[rows["spread"] < SATURATED].to_dict("records")
+    needed = [(row["others"], rows_for_limit(row["spread"], SATURATED)) for row in low]
+    decides = _replies([n and math.ceil(n / others) for others, n in needed]) if verdict == UNDECIDED else {}
+    return _claim("saturated collapse", verdict, text, estimate=float(lowest), n=int(rows["source_n"].sum()), **decides)
 
 
 def capability(grid: pd.DataFrame, loss: float) -> dict:
@@ -178,23 +185,29 @@ def capability(grid: pd.DataFrame, loss: float) -> dict:
     if pooled.empty:
         text = f"{_percent(measured['capability'].min())} to {_percent(measured['capability'].max())} over the sweep; "
         return _claim("capability kept", UNTESTED, text + "the untrained model was not measured.")
-    lows, highs = [], []
+    lows, highs, needed = [], [], []
     for row in pooled.itertuples():
         k, n = int(row.right), int(row.items)
         before = round((row.capability - row.capability_change) * n)
         low, high = statistics.newcombe(k, n, before, n)
         lows.append(low)
         highs.append(high)
+        if low <= -loss:
+            needed.append((row.capability_change < -loss, rows_for_gap(k / n, before / n, -loss)))
     worst = int(np.argmin(pooled["capability_change"]))
     row = pooled.iloc[worst]
     verdict = APPEARS if min(lows) > -loss else (ABSENT if min(highs) < -loss else UNDECIDED)
+    fall = 100 * -row["capability_change"] + 0.0  # no "-0.0"
     text = (
-        f"The largest fall is {100 * -row['capability_change']:.1f} points (learning rate {row['learning_rate']:g}, "
+        f"The largest fall is {fall:.1f} points (learning rate {row['learning_rate']:g}, "
         f"{row['epochs']:g} epochs; 95 % {100 * lows[worst]:.1f} to {100 * highs[worst]:.1f}); range over the sweep "
         f"{_percent(pooled['capability'].min())} to {_percent(pooled['capability'].max())}, allowed fall "
         f"{_percent(loss)}."
     )
     found = {"estimate": float(row["capability_change"]), "low": lows[worst], "high": highs[worst]}
+    items = fewest_deciding((n for _, n in needed), (n for fallen, n in needed if fallen))
+    if verdict == UNDECIDED and items:
+        found["decides_at"] = f"about {items:,} questions"
     return _claim("capability kept", verdict, text, **found, n=int(row["items"]))
 
 
@@ -206,7 +219,8 @@ def pinned(grid: pd.DataFrame, options: Mapping) -> dict:
     verdict = APPEARS if found["in_band"] else ABSENT
     if not found["settled"]:
         verdict = UNDECIDED
-    return _claim("pinned cell", verdict, found["text"], estimate=found["source"])
+    decides = _replies([found["settles_at"]]) if verdict == UNDECIDED else {}
+    return _claim("pinned cell", verdict, found["text"], estimate=found["source"], **decides)
 
 
 def differences(pooled: pd.DataFrame, reference: pd.DataFrame, options: Mapping) -> dict:
@@ -312,6 +326,18 @@ def _seeds(grid: pd.DataFrame):
 
 def _names(rows: pd.DataFrame) -> list[dict]:
     return rows[[*DOSE, "run"]].to_dict("records")
+
+
+def _to_settle(rows: pd.DataFrame) -> dict:
+    """What would settle the regimes of all these cells."""
+    return _replies(rows.loc[~rows["settled"], "settles_at"])
+
+
+def _replies(needed) -> dict:
+    """`decides_at` of replies a persona: enough for all of `needed`; nothing where a rate lies on its limit."""
+    known = [None if n is None or math.isnan(n) else int(n) for n in needed]
+    rows = fewest_deciding(known)
+    return {"decides_at": f"about {rows:,} replies a persona"} if rows else {}
 
 
 def _claim(claim: str, verdict: str, text: str, **numbers) -> dict:

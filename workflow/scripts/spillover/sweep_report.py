@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 
+from .claims import would_decide
+
 WRITE_UP = {
     "three regimes": "The grid has under-trained, selective and collapsed cells",
     "under-trained row": "At the lowest learning rate the marker is never learnt, whatever the epochs",
@@ -56,7 +58,9 @@ def _design(summary: dict) -> str:
 
 
 def _claims(summary: dict) -> str:
-    return "\n".join(f"- **{WRITE_UP[c['claim']]}: {c['verdict']}.** {c['text']}" for c in summary["claims"])
+    return "\n".join(
+        f"- **{WRITE_UP[c['claim']]}: {c['verdict']}.** {c['text']}{would_decide(c)}" for c in summary["claims"]
+    )
 
 
 def _limits(summary: dict) -> str:
