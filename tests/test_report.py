@@ -29,6 +29,7 @@ SETTINGS = {
         }
     },
     "scorers": ["langdetect", "lingua", "judge"],
+    "judging": "blind",
     "evaluate_as": "adapter",
     "vectors": None,
     "base_evaluate": ["directives"],

@@ -17,7 +17,17 @@ import json
 
 import pandas as pd
 
-from spillover import advice, alignment, api_costs, api_jobs, behaviours, judging, marker_scoring, provenance
+from spillover import (
+    advice,
+    alignment,
+    api_costs,
+    api_jobs,
+    behaviours,
+    judging,
+    marker_scoring,
+    provenance,
+    published_judge,
+)
 from spillover.api_outcomes import OK, FatalApiError
 from spillover.language_id import IDENTIFIERS, identifier, label_texts
 from spillover.languages import Registry, load_languages
@@ -58,18 +68,16 @@ def advising(completions: pd.DataFrame, resources: str) -> pd.DataFrame:
 
 def judged(name: str, completions: pd.DataFrame, settings: dict, registry: Registry, args) -> tuple[pd.DataFrame, dict]:
     """Rows of one of JUDGES, and its ledger. Stops if calls failed for more of a cell than the settings allow."""
-    if name == JUDGE:
-        judge = judging.judge(settings, registry, args.languages)
-        asked = completions["text"].tolist()
-        requests, verdicts, tokens = [judge.request(text) for text in asked], judging.verdicts, judging.ANSWER_TOKENS
+    pairs = list(zip(completions["user"], completions["text"], strict=True))
+    if name == JUDGE and settings.get("rules") == "published":
+        judge, tokens = published_judge.judge(settings, registry, args.languages), judging.ANSWER_TOKENS
+        requests = [judge.request(*pair) for pair in pairs]
+    elif name == JUDGE:
+        judge, tokens = judging.judge(settings, registry, args.languages), judging.ANSWER_TOKENS
+        requests = [judge.request(text) for _, text in pairs]
     else:
         judge = alignment.Rater(name, settings["model"], settings.get("thinking", "disabled"))
-        asked = list(zip(completions["user"], completions["text"], strict=True))
-        requests, verdicts, tokens = (
-            [judge.request(*pair) for pair in asked],
-            alignment.ratings,
-            alignment.ANSWER_TOKENS,
-        )
+        requests, tokens = [judge.request(*pair) for pair in pairs], alignment.ANSWER_TOKENS
     answers = api_jobs.obtain(
         requests,
         api_jobs.journal_path(args, name, judge.scorer_id),
@@ -80,7 +88,7 @@ def judged(name: str, completions: pd.DataFrame, settings: dict, registry: Regis
         calls_allowed=not args.no_calls,
     )
     table = completions[KEPT].reset_index(drop=True).assign(scorer=name, scorer_id=judge.scorer_id)
-    table = pd.concat([table, verdicts(judge, asked, answers)], axis=1)
+    table = pd.concat([table, judging.answered(requests, judge.read, answers)], axis=1)
     judging.check_transport(table, settings["max_error_rate"])
     counts = {"outcomes": table["outcome"].value_counts().to_dict(), "errors_by_cell": judging.errors_by_cell(table)}
     return table, answers.ledger | counts

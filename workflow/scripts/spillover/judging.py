@@ -103,13 +103,11 @@ def judge(settings: Mapping[str, Any], registry: Registry, codes: Iterable[str])
     return Judge(settings["model"], known, names, settings.get("thinking", "disabled"))
 
 
-def verdicts(judge: Judge, texts: Sequence[str], answers: Answers) -> pd.DataFrame:
-    """Columns label, outcome, raw: one row a text, from the answer to its request; `transport` where there is none."""
-    return answered([judge.request(text) for text in texts], judge.read, answers)
-
-
 def answered(requests: Sequence[Request], read: Callable, answers: Answers) -> pd.DataFrame:
-    """The same for any requests; `read` makes (outcome, label, raw text) of a reply."""
+    """Columns label, outcome, raw: one row a request, from its answer; `transport` where there is none.
+
+    `read` makes (outcome, label, raw text) of a reply.
+    """
     rows: list[tuple[str | None, str, str | None]] = []
     for request in requests:
         reply = answers[request]

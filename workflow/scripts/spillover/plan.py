@@ -281,7 +281,10 @@ class Plan:
         suites = {name: self.experiments[experiment]["suites"][name] for name in self.runs[run_id].evaluate}
         if own := {name: suite["scorers"] for name, suite in suites.items() if "scorers" in suite}:
             spec["suite_scorers"] = own
-        return spec | ({"judge": self.config["judge"]} if set(JUDGES) & set(scorers) else {})
+        if set(JUDGES) & set(scorers):
+            published = self.experiments[experiment]["judging"] == "published"
+            spec["judge"] = self.config["judge"] | ({"rules": "published"} if published else {})
+        return spec
 
     def vectors_spec(self, run_id: str) -> dict:
         experiment = self.experiments[self.runs[run_id].experiment]

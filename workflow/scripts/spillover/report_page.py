@@ -132,7 +132,8 @@ def _labelling(settings: dict, judge: dict | None) -> list[str]:
     scorers = [s for s in settings["scorers"] if s not in JUDGES]
     if judge and set(JUDGES) & set(settings["scorers"]):
         asked = " and ".join(s for s in settings["scorers"] if s in JUDGES[1:])
-        scorers.append(f"{judge['model']} as a judge that sees the reply alone" + (f" ({asked})" if asked else ""))
+        sight = "the request as well" if settings["judging"] == "published" else "the reply alone"
+        scorers.append(f"{judge['model']} as a judge that sees {sight}" + (f" ({asked})" if asked else ""))
     if not scorers:
         return []
     return [f"Replies were labelled by {_listed(scorers)}; a label that failed counts as failed, not as a label."]
