@@ -57,9 +57,9 @@ def test_an_added_source_plans_its_own_runs_and_the_closing_jobs(planned):
 def test_another_strength_of_steering_trains_nothing(planned):
     planned.fill(SUMMARY, FIGURE)
     planned.edit(
-        "config/small_all.yaml", lambda c: c["experiments"]["convergence"]["axes"].update(coefficient=[0.25, 0.5, 0.1])
+        "config/small_all.yaml", lambda c: c["experiments"]["convergence"]["axes"].update(coefficient=[0.05, 0.1, 0.2])
     )
     plan = planned.plan(SUMMARY, FIGURE)
     own = {(job[0], job[2]) for job in plan if job[0] not in CLOSING | {"headline_figure"}}
-    names = [f"steered_{source}_x0.1" for source in ("villain", "comedian")]
+    names = [f"steered_{source}_x0.2" for source in ("villain", "comedian")]
     assert own == {(rule, name) for name in names for rule in ("completions", "labels", "vectors")}
