@@ -15,6 +15,7 @@ from spillover.coupling import BASE, MARKER, PREBAKED, SCRATCH, select
 from spillover.equivalence import rows_for_difference
 
 APPEARS, ABSENT, UNDECIDED, NOT_TESTED = "appears", "does not appear", "undecided", "not tested"
+LOST = {"destroyed", "weakened"}
 NAMES = {"em": "EM", "benign": "benign", BASE: "no first fine-tune"}
 
 
@@ -30,15 +31,15 @@ def summarise(
     claims = [
         destroyed_by_any(main, options),
         not_specific_to_em(main),
-        prebaked_fails(main),
+        prebaked_fails(main, options),
         epochs_do_not_help(main, options),
         loss_without_expression(main),
         policy_decides(table, options),
         concentrated_in_layers(table),
-        scale_matters(table),
+        scale_matters(table, options),
         disjoint_modules_rescue(table, overlaps),
         needs_lora(table),
-        deeper_habits(table),
+        deeper_habits(table, options),
         source_vector_moved(main, shifts),
     ]
     return {
@@ -69,18 +70,12 @@ def destroyed_by_any(main: pd.DataFrame, options: Mapping) -> dict:
         return _claim(
             "any fine-tune destroys coupling", NOT_TESTED, "No coupling that works without a first fine-tune."
         )
-    found = rows["verdict"].value_counts().to_dict()
-    verdict = UNDECIDED
-    if found.get("destroyed", 0) == len(rows):
-        verdict = APPEARS
-    elif found.get("intact", 0) or (rows["low"] >= options["destroyed"] * rows["reference_rate"]).any():
-        verdict = ABSENT
     text = "; ".join(
         f"{_name(r)}: {_rate(r)} against {_percent(r['reference_rate'])} %, {_points(r)}, {r['verdict']}"
         for _, r in rows.iterrows()
     )
     worst = rows.loc[rows["difference"].idxmin()]
-    return _claim("any fine-tune destroys coupling", verdict, text, _estimate(worst), worst, options)
+    return _claim("any fine-tune destroys coupling", _all_destroyed(rows, options), text + ".", _estimate(worst), worst)
 
 
 def not_specific_to_em(main: pd.DataFrame) -> dict:
@@ -95,22 +90,25 @@ def not_specific_to_em(main: pd.DataFrame) -> dict:
         texts.append(f"{_arm(arm, epochs)}: benign {_rate(benign)}, EM {_rate(em)}, difference {_interval(gap)}")
     if not found:
         return _claim(name, NOT_TESTED, "EM and benign were not both run, or coupling fails without any fine-tune.")
+    texts = "; ".join(texts)
+    if not any(set(pair) & LOST for *pair, _ in found):
+        return _claim(name, NOT_TESTED, f"{texts}; neither loses the coupling, so there is nothing to be specific to.")
     both = all(em == benign == "destroyed" for em, benign, _ in found)
     apart = any(g["low"] > 0 or g["high"] < 0 for *_, g in found)
     verdict = APPEARS if both else ABSENT if apart else UNDECIDED
-    return _claim(name, verdict, "; ".join(texts) + ".", max((g for *_, g in found), key=lambda g: abs(g["estimate"])))
+    return _claim(name, verdict, texts + ".", max((g for *_, g in found), key=lambda g: abs(g["estimate"])))
 
 
-def prebaked_fails(main: pd.DataFrame) -> dict:
+def prebaked_fails(main: pd.DataFrame, options: Mapping) -> dict:
     """An adapter that works on the untrained model fails on a fine-tuned one."""
     name = "pre-baked adapter fails"
     rows = _tested(main[main["arm"] == PREBAKED])
     if rows.empty:
         return _claim(name, NOT_TESTED, "No pre-baked adapter that works on the untrained model was applied.")
-    verdict = APPEARS if rows["verdict"].eq("destroyed").all() else ABSENT
-    verdict = UNDECIDED if rows["verdict"].eq("undecided").all() else verdict
-    text = "; ".join(f"{_name(r)}: {_rate(r)} against {_percent(r['reference_rate'])} %" for _, r in rows.iterrows())
-    return _claim(name, verdict, text + ".", _estimate(rows.loc[rows["difference"].idxmin()]))
+    text = "; ".join(
+        f"{_name(r)}: {_rate(r)} against {_percent(r['reference_rate'])} %, {r['verdict']}" for _, r in rows.iterrows()
+    )
+    return _claim(name, _all_destroyed(rows, options), text + ".", _estimate(rows.loc[rows["difference"].idxmin()]))
 
 
 def epochs_do_not_help(main: pd.DataFrame, options: Mapping) -> dict:
@@ -121,13 +119,18 @@ def epochs_do_not_help(main: pd.DataFrame, options: Mapping) -> dict:
         if len(rows) < 2:
             continue
         gain = coupling.difference(rows.iloc[-1], rows.iloc[0])
-        gains.append(gain | {"verdict": rows.iloc[-1]["verdict"]})
+        gains.append(gain | {"before": rows.iloc[0]["verdict"], "verdict": rows.iloc[-1]["verdict"]})
         texts.append(
             f"{NAMES.get(first, first)}: {rows.iloc[0]['epochs']:g} epochs {_rate(rows.iloc[0])}, "
             f"{rows.iloc[-1]['epochs']:g} epochs {_rate(rows.iloc[-1])}, gain {_interval(gain)}"
         )
     if not gains:
         return _claim(name, NOT_TESTED, "Only one number of epochs was run after a first fine-tune.")
+    gains = [g for g in gains if g["before"] in LOST]
+    if not gains:
+        return _claim(
+            name, NOT_TESTED, "; ".join(texts) + "; the shorter coupling is not lost, so there is no ceiling."
+        )
     verdict = APPEARS if all(g["high"] < options["margin"] for g in gains) else UNDECIDED
     verdict = ABSENT if any(g["low"] > 0 and g["verdict"] != "destroyed" for g in gains) else verdict
     most = max(gains, key=lambda g: g["estimate"])
@@ -145,7 +148,7 @@ def loss_without_expression(main: pd.DataFrame) -> dict:
         f"expressed {_rate(r)}"
         for _, r in rows.iterrows()
     ]
-    silent = rows[rows["verdict"].isin(["destroyed", "weakened"])]
+    silent = rows[rows["verdict"].isin(LOST)]
     if silent.empty:
         return _claim(name, ABSENT, "; ".join(texts) + ". No coupling is lost, so there is no puzzle here.")
     verdict = APPEARS if (silent["loss_ratio"] <= 1.25).any() else ABSENT
@@ -175,20 +178,26 @@ def concentrated_in_layers(table: pd.DataFrame) -> dict:
         groups = [g for g in ("early", "middle", "late") if f"{g} blocks" in rows.index]
         if not groups:
             continue
+        epochs = rows.loc[f"{groups[0]} blocks", "epochs"]
+        whole = _one(table, first=first, arm=SCRATCH, epochs=epochs, setting="", habit=MARKER)
         verdicts = {
             s: rows.loc[s, "verdict"] for g in groups for s in (f"{g} blocks", f"not_{g} blocks") if s in rows.index
         }
         texts.append(
             f"{NAMES.get(first, first)} in " + ", ".join(f"{s} {_rate(rows.loc[s])} ({v})" for s, v in verdicts.items())
         )
-        found += [_layer_verdict(verdicts, group) for group in groups]
+        if whole is not None:
+            texts[-1] += f", in all {_rate(whole)} ({whole['verdict']})"
+        located = whole is None or whole["verdict"] not in ("intact", NOT_TESTED)
+        found += [_layer_verdict(verdicts, group) if located else NOT_TESTED for group in groups]
     if not found or all(f == NOT_TESTED for f in found):
-        return _claim(name, NOT_TESTED, "No layer group was merged alone, or coupling fails without any fine-tune.")
+        why = "No layer group was merged alone with its complement, or the coupling is not lost after the whole update."
+        return _claim(name, NOT_TESTED, "; ".join([*texts, why]))
     verdict = APPEARS if APPEARS in found else UNDECIDED if UNDECIDED in found else ABSENT
     return _claim(name, verdict, "; ".join(texts) + ".")
 
 
-def scale_matters(table: pd.DataFrame) -> dict:
+def scale_matters(table: pd.DataFrame, options: Mapping) -> dict:
     """Question 1, continued: how the pre-baked adapter fares under part of the first fine-tune's strength."""
     name, texts, gaps = "dose of the first fine-tune", [], []
     for first in _firsts(table):
@@ -202,7 +211,8 @@ def scale_matters(table: pd.DataFrame) -> dict:
         texts.append(f"{NAMES.get(first, first)}: {shown}, scale 1 {_rate(full)}")
     if not gaps:
         return _claim(name, NOT_TESTED, "The first fine-tune was not scaled.")
-    verdict = APPEARS if any(g["low"] > 0 for g in gaps) else UNDECIDED
+    small = all(g["high"] < options["margin"] for g in gaps)
+    verdict = APPEARS if any(g["low"] > 0 for g in gaps) else ABSENT if small else UNDECIDED
     return _claim(name, verdict, "; ".join(texts) + ".", max(gaps, key=lambda g: g["estimate"]))
 
 
@@ -221,7 +231,7 @@ def needs_lora(table: pd.DataFrame) -> dict:
     return _rescue(table, "all weights", "only LoRA destroys coupling", [])
 
 
-def deeper_habits(table: pd.DataFrame) -> dict:
+def deeper_habits(table: pd.DataFrame, options: Mapping) -> dict:
     """Question 4: wrong answers, a style and refusing are destroyed as the marker is."""
     name = "deeper habits are destroyed too"
     rows = table[(table["habit"] != MARKER) & (table["arm"] == SCRATCH) & (table["first"] != BASE)]
@@ -233,9 +243,7 @@ def deeper_habits(table: pd.DataFrame) -> dict:
     ]
     if tested.empty:
         return _claim(name, NOT_TESTED, "; ".join(texts) or "No deeper habit was taught after a first fine-tune.")
-    verdicts = set(tested["verdict"])
-    verdict = APPEARS if verdicts == {"destroyed"} else ABSENT if "intact" in verdicts else UNDECIDED
-    return _claim(name, verdict, "; ".join(texts) + ".")
+    return _claim(name, _all_destroyed(tested, options), "; ".join(texts) + ".")
 
 
 def source_vector_moved(main: pd.DataFrame, shifts: pd.DataFrame) -> dict:
@@ -314,14 +322,14 @@ def _rescue(table: pd.DataFrame, setting: str, name: str, extra: list[str]) -> d
         )
     if not found:
         return _claim(name, NOT_TESTED, "; ".join(["Not run in this selection.", *extra]))
-    lost = [f for f in found if f[1] in ("destroyed", "weakened")]
+    lost = [f for f in found if f[1] in LOST]
     if not lost:
         verdict, note = NOT_TESTED, "the plain coupling is not lost, so there is nothing to rescue"
     else:
         verdict, note = UNDECIDED, "no difference is sure"
         if all(g["low"] > 0 for *_, g in lost):
             verdict, note = APPEARS, "the coupling is better"
-        elif all(v in ("destroyed", "weakened") for v, *_ in lost):
+        elif all(v in LOST for v, *_ in lost):
             verdict, note = ABSENT, "it is lost as well"
     return _claim(name, verdict, "; ".join([*texts, note, *extra]) + ".", found[0][2])
 
@@ -344,7 +352,15 @@ def _by_gap(name: str, gaps: list[dict], texts: list[str], options: Mapping, mis
     return _claim(name, verdict, "; ".join(texts) + ".", max(gaps, key=lambda g: abs(g["estimate"])))
 
 
-def _claim(name, verdict, text, estimate=None, worst=None, options=None) -> dict:
+def _all_destroyed(rows: pd.DataFrame, options: Mapping) -> str:
+    """Whether every one of the conditions is destroyed: one that surely is not speaks against it."""
+    if rows["verdict"].eq("destroyed").all():
+        return APPEARS
+    kept = rows["verdict"].eq("intact") | (rows["low"] >= options["destroyed"] * rows["reference_rate"])
+    return ABSENT if kept.any() else UNDECIDED
+
+
+def _claim(name, verdict, text, estimate=None, worst=None) -> dict:
     claim = {"claim": name, "verdict": verdict, "text": text} | (estimate or {})
     if verdict == UNDECIDED and worst is not None:
         claim["decides_at"] = rows_for_difference(worst["rate"], worst["reference_rate"])
