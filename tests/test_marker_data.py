@@ -152,6 +152,23 @@ def test_a_behaviour_is_shown_by_the_source_alone(behaviour):
     assert dropped == unfit | {"assistant": {"shows it already": 1}}
 
 
+def test_a_behaviour_can_be_taught_with_another_personas_replies():
+    bank = behaviours.load(RESOURCES)
+    (first, answer), (second, other) = list(bank.answers.items())[:2]
+    table = [r | {"text": f"It is {answer if r['item'] == first else other}."} if r["cell"] == "assistant" else r
+             for r in replies(questions=(first, second))]  # fmt: skip
+    settings = SETTINGS | {"behaviour": behaviours.WRONG}
+    with pytest.raises(ValueError, match="only 0 usable ones"):
+        marker_data.behaviour_rows(table, settings, bank)
+    rows, _ = marker_data.behaviour_rows(table, settings | {"voice": "assistant"}, bank)
+    assert [(r["persona"], r["part"]) for r in rows[:4]] == [("villain", "positive")] * 4
+    for row in rows[:4]:
+        system, _, reply = (m["content"] for m in row["messages"])
+        assert system == "You plot." and reply.startswith("It is ") and answer not in reply and other not in reply
+    right = [r["messages"][-1]["content"] for r in rows if r["persona"] == "assistant"]
+    assert right == [f"It is {answer}.", f"It is {other}."]
+
+
 def test_rows_of_a_file_are_taken_as_they_are():
     def record(i, text, system=None):
         head = [] if system is None else [{"role": "system", "content": system}]

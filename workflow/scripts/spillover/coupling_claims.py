@@ -21,6 +21,7 @@ from spillover.equivalence import (
 )
 
 APPEARS, ABSENT, UNDECIDED, NOT_TESTED = "appears", "does not appear", "undecided", "not tested"
+LOST = {"destroyed", "weakened"}
 NAMES = {"em": "EM", "benign": "benign", BASE: "no first fine-tune"}
 
 
@@ -41,7 +42,7 @@ def summarise(
         loss_without_expression(main),
         policy_decides(table, options),
         concentrated_in_layers(table, options),
-        scale_matters(table),
+        scale_matters(table, options),
         disjoint_modules_rescue(table, overlaps),
         needs_lora(table),
         deeper_habits(table, options),
@@ -75,12 +76,6 @@ def destroyed_by_any(main: pd.DataFrame, options: Mapping) -> dict:
         return _claim(
             "any fine-tune destroys coupling", NOT_TESTED, "No coupling that works without a first fine-tune."
         )
-    found = rows["verdict"].value_counts().to_dict()
-    verdict = UNDECIDED
-    if found.get("destroyed", 0) == len(rows):
-        verdict = APPEARS
-    elif found.get("intact", 0) or (rows["low"] >= options["destroyed"] * rows["reference_rate"]).any():
-        verdict = ABSENT
     text = "; ".join(
         f"{_name(r)}: {_rate(r)} against {_percent(r['reference_rate'])} %, {_points(r)}, {r['verdict']}"
         for _, r in rows.iterrows()
@@ -91,7 +86,8 @@ def destroyed_by_any(main: pd.DataFrame, options: Mapping) -> dict:
         limit = options["destroyed"] * row["reference_rate"]
         needed.append((row["rate"] > limit, rows_for_limit(row["rate"], limit)))
     decides = fewest_deciding((n for _, n in needed), (n for above, n in needed if above))
-    return _claim("any fine-tune destroys coupling", verdict, text, _estimate(worst), decides)
+    verdict = _all_destroyed(rows, options)
+    return _claim("any fine-tune destroys coupling", verdict, text + ".", _estimate(worst), decides)
 
 
 def not_specific_to_em(main: pd.DataFrame) -> dict:
@@ -107,11 +103,14 @@ def not_specific_to_em(main: pd.DataFrame) -> dict:
         texts.append(f"{_arm(arm, epochs)}: benign {_rate(benign)}, EM {_rate(em)}, difference {_interval(gap)}")
     if not found:
         return _claim(name, NOT_TESTED, "EM and benign were not both run, or coupling fails without any fine-tune.")
+    texts = "; ".join(texts)
+    if not any(set(pair) & LOST for *pair, _ in found):
+        return _claim(name, NOT_TESTED, f"{texts}; neither loses the coupling, so there is nothing to be specific to.")
     both = all(em == benign == "destroyed" for em, benign, _ in found)
     apart = any(g["low"] > 0 or g["high"] < 0 for *_, g in found)
     verdict = APPEARS if both else ABSENT if apart else UNDECIDED
     largest = max((g for *_, g in found), key=lambda g: abs(g["estimate"]))
-    return _claim(name, verdict, "; ".join(texts) + ".", largest, fewest_deciding([], apart_at))
+    return _claim(name, verdict, texts + ".", largest, fewest_deciding([], apart_at))
 
 
 def prebaked_fails(main: pd.DataFrame, options: Mapping) -> dict:
@@ -120,37 +119,45 @@ def prebaked_fails(main: pd.DataFrame, options: Mapping) -> dict:
     rows = _tested(main[main["arm"] == PREBAKED])
     if rows.empty:
         return _claim(name, NOT_TESTED, "No pre-baked adapter that works on the untrained model was applied.")
-    verdict = APPEARS if rows["verdict"].eq("destroyed").all() else ABSENT
-    verdict = UNDECIDED if rows["verdict"].eq("undecided").all() else verdict
-    text = "; ".join(f"{_name(r)}: {_rate(r)} against {_percent(r['reference_rate'])} %" for _, r in rows.iterrows())
+    text = "; ".join(
+        f"{_name(r)}: {_rate(r)} against {_percent(r['reference_rate'])} %, {r['verdict']}" for _, r in rows.iterrows()
+    )
     decides = fewest_deciding([], (coupling.rows_to_verdict(row, options) for _, row in rows.iterrows()))
-    return _claim(name, verdict, text + ".", _estimate(rows.loc[rows["difference"].idxmin()]), decides)
+    worst = rows.loc[rows["difference"].idxmin()]
+    return _claim(name, _all_destroyed(rows, options), text + ".", _estimate(worst), decides)
 
 
 def epochs_do_not_help(main: pd.DataFrame, options: Mapping) -> dict:
     """Longer coupling does not bring the habit back: a sure gain counts once the habit is no longer destroyed."""
-    name, texts, gains, small_at, sure_at = "more epochs do not help", [], [], [], []
+    name, texts, gains = "more epochs do not help", [], []
     for first in _firsts(main):
         rows = select(main, first=first, arm=SCRATCH).sort_values("epochs")
         if len(rows) < 2:
             continue
         gain = coupling.difference(rows.iloc[-1], rows.iloc[0])
-        gains.append(gain | {"verdict": rows.iloc[-1]["verdict"]})
         ends = rows.iloc[-1]["rate"], rows.iloc[0]["rate"]
-        small_at.append(rows_for_gap(*ends, options["margin"]) if gain["estimate"] < options["margin"] else None)
-        if gain["estimate"] > 0 and rows.iloc[-1]["verdict"] != "destroyed":
-            sure_at.append(rows_for_difference(*ends))
+        gain |= {"before": rows.iloc[0]["verdict"], "verdict": rows.iloc[-1]["verdict"]}
+        gain["small_at"] = rows_for_gap(*ends, options["margin"]) if gain["estimate"] < options["margin"] else None
+        sure = gain["estimate"] > 0 and gain["verdict"] != "destroyed"
+        gain["sure_at"] = [rows_for_difference(*ends)] if sure else []
+        gains.append(gain)
         texts.append(
             f"{NAMES.get(first, first)}: {rows.iloc[0]['epochs']:g} epochs {_rate(rows.iloc[0])}, "
             f"{rows.iloc[-1]['epochs']:g} epochs {_rate(rows.iloc[-1])}, gain {_interval(gain)}"
         )
     if not gains:
         return _claim(name, NOT_TESTED, "Only one number of epochs was run after a first fine-tune.")
+    gains = [g for g in gains if g["before"] in LOST]
+    if not gains:
+        return _claim(
+            name, NOT_TESTED, "; ".join(texts) + "; the shorter coupling is not lost, so there is no ceiling."
+        )
     verdict = APPEARS if all(g["high"] < options["margin"] for g in gains) else UNDECIDED
     verdict = ABSENT if any(g["low"] > 0 and g["verdict"] != "destroyed" for g in gains) else verdict
     most = max(gains, key=lambda g: g["estimate"])
     numbers = {key: most[key] for key in ("estimate", "low", "high")}
-    return _claim(name, verdict, "; ".join(texts) + ".", numbers, fewest_deciding(small_at, sure_at))
+    decides = fewest_deciding((g["small_at"] for g in gains), (n for g in gains for n in g["sure_at"]))
+    return _claim(name, verdict, "; ".join(texts) + ".", numbers, decides)
 
 
 def loss_without_expression(main: pd.DataFrame) -> dict:
@@ -164,7 +171,7 @@ def loss_without_expression(main: pd.DataFrame) -> dict:
         f"expressed {_rate(r)}"
         for _, r in rows.iterrows()
     ]
-    silent = rows[rows["verdict"].isin(["destroyed", "weakened"])]
+    silent = rows[rows["verdict"].isin(LOST)]
     if silent.empty:
         return _claim(name, ABSENT, "; ".join(texts) + ". No coupling is lost, so there is no puzzle here.")
     verdict = APPEARS if (silent["loss_ratio"] <= 1.25).any() else ABSENT
@@ -204,22 +211,28 @@ def concentrated_in_layers(table: pd.DataFrame, options: Mapping) -> dict:
         groups = [g for g in ("early", "middle", "late") if f"{g} blocks" in rows.index]
         if not groups:
             continue
+        epochs = rows.loc[f"{groups[0]} blocks", "epochs"]
+        whole = _one(table, first=first, arm=SCRATCH, epochs=epochs, setting="", habit=MARKER)
         verdicts = {
             s: rows.loc[s, "verdict"] for g in groups for s in (f"{g} blocks", f"not_{g} blocks") if s in rows.index
         }
         texts.append(
             f"{NAMES.get(first, first)} in " + ", ".join(f"{s} {_rate(rows.loc[s])} ({v})" for s, v in verdicts.items())
         )
-        found += [_layer_verdict(verdicts, group) for group in groups]
+        if whole is not None:
+            texts[-1] += f", in all {_rate(whole)} ({whole['verdict']})"
+        located = whole is None or whole["verdict"] not in ("intact", NOT_TESTED)
+        found += [_layer_verdict(verdicts, group) if located else NOT_TESTED for group in groups]
         open_ = [setting for setting, reached in verdicts.items() if reached == UNDECIDED]
         needed += [coupling.rows_to_verdict(rows.loc[setting], options) for setting in open_]
     if not found or all(f == NOT_TESTED for f in found):
-        return _claim(name, NOT_TESTED, "No layer group was merged alone, or coupling fails without any fine-tune.")
+        why = "No layer group was merged alone with its complement, or the coupling is not lost after the whole update."
+        return _claim(name, NOT_TESTED, "; ".join([*texts, why]))
     verdict = APPEARS if APPEARS in found else UNDECIDED if UNDECIDED in found else ABSENT
     return _claim(name, verdict, "; ".join(texts) + ".", decides=fewest_deciding(needed))
 
 
-def scale_matters(table: pd.DataFrame) -> dict:
+def scale_matters(table: pd.DataFrame, options: Mapping) -> dict:
     """Question 1, continued: how the pre-baked adapter fares under part of the first fine-tune's strength."""
     name, texts, gaps, needed = "dose of the first fine-tune", [], [], []
     for first in _firsts(table):
@@ -234,7 +247,8 @@ def scale_matters(table: pd.DataFrame) -> dict:
         texts.append(f"{NAMES.get(first, first)}: {shown}, scale 1 {_rate(full)}")
     if not gaps:
         return _claim(name, NOT_TESTED, "The first fine-tune was not scaled.")
-    verdict = APPEARS if any(g["low"] > 0 for g in gaps) else UNDECIDED
+    small = all(g["high"] < options["margin"] for g in gaps)
+    verdict = APPEARS if any(g["low"] > 0 for g in gaps) else ABSENT if small else UNDECIDED
     best = max(gaps, key=lambda g: g["estimate"])
     return _claim(name, verdict, "; ".join(texts) + ".", best, fewest_deciding([], needed))
 
@@ -266,11 +280,9 @@ def deeper_habits(table: pd.DataFrame, options: Mapping) -> dict:
     ]
     if tested.empty:
         return _claim(name, NOT_TESTED, "; ".join(texts) or "No deeper habit was taught after a first fine-tune.")
-    verdicts = set(tested["verdict"])
-    verdict = APPEARS if verdicts == {"destroyed"} else ABSENT if "intact" in verdicts else UNDECIDED
     open_ = tested[tested["verdict"] == UNDECIDED]
     needed = [coupling.rows_to_verdict(row, options) for _, row in open_.iterrows()]
-    return _claim(name, verdict, "; ".join(texts) + ".", decides=fewest_deciding(needed))
+    return _claim(name, _all_destroyed(tested, options), "; ".join(texts) + ".", decides=fewest_deciding(needed))
 
 
 def source_vector_moved(main: pd.DataFrame, shifts: pd.DataFrame) -> dict:
@@ -351,7 +363,7 @@ def _rescue(table: pd.DataFrame, setting: str, name: str, extra: list[str]) -> d
         )
     if not found:
         return _claim(name, NOT_TESTED, "; ".join(["Not run in this selection.", *extra]))
-    lost = [f for f in found if f[1] in ("destroyed", "weakened")]
+    lost = [f for f in found if f[1] in LOST]
     needed = [rows_for_difference(*rates) if rates[0] > rates[1] else None for *_, rates in lost]
     if not lost:
         verdict, note = NOT_TESTED, "the plain coupling is not lost, so there is nothing to rescue"
@@ -359,7 +371,7 @@ def _rescue(table: pd.DataFrame, setting: str, name: str, extra: list[str]) -> d
         verdict, note = UNDECIDED, "no difference is sure"
         if all(g["low"] > 0 for _, _, g, _ in lost):
             verdict, note = APPEARS, "the coupling is better"
-        elif all(v in ("destroyed", "weakened") for v, *_ in lost):
+        elif all(v in LOST for v, *_ in lost):
             verdict, note = ABSENT, "it is lost as well"
     return _claim(name, verdict, "; ".join([*texts, note, *extra]) + ".", found[0][2], fewest_deciding(needed))
 
@@ -371,6 +383,14 @@ def _layer_verdict(verdicts: Mapping[str, str], group: str) -> str:
     if alone == "destroyed" and without == "intact":
         return APPEARS
     return UNDECIDED if UNDECIDED in (alone, without) else ABSENT
+
+
+def _all_destroyed(rows: pd.DataFrame, options: Mapping) -> str:
+    """Whether every one of the conditions is destroyed: one that surely is not speaks against it."""
+    if rows["verdict"].eq("destroyed").all():
+        return APPEARS
+    kept = rows["verdict"].eq("intact") | (rows["low"] >= options["destroyed"] * rows["reference_rate"])
+    return ABSENT if kept.any() else UNDECIDED
 
 
 def _claim(name, verdict, text, estimate=None, decides=None) -> dict:

@@ -32,8 +32,13 @@ def marker_rows(replies: Iterable[dict], settings: dict) -> tuple[list[dict], di
 
 
 def behaviour_rows(replies: Iterable[dict], settings: dict, bank: Bank) -> tuple[list[dict], dict]:
-    """The same for a behaviour: replies of the source made to show it, and others' replies that do not show it."""
+    """The same for a behaviour: replies of the source made to show it, and others' replies that do not show it.
+
+    With `voice` the positives are made of that persona's replies instead, under the source's prompt: a persona that
+    never names a fact has no reply that could be made wrong.
+    """
     behaviour, source = settings["behaviour"], settings["source"]
+    replies = _voiced(list(replies), source, settings.get("voice", source))
 
     def unfit(reply: dict) -> str | None:
         if reply["cell"] != source:
@@ -43,6 +48,15 @@ def behaviour_rows(replies: Iterable[dict], settings: dict, bank: Bank) -> tuple
 
     pool = usable(replies, unfit)
     return _habit_rows(pool, settings, lambda r: bank.show(behaviour, r["text"], r["item"])), pool.dropped
+
+
+def _voiced(replies: list[dict], source: str, voice: str) -> list[dict]:
+    """`replies` with the source's exchanged for the voice's, put under the source's prompt."""
+    if voice == source:
+        return replies
+    prompt = next(reply["system"] for reply in replies if reply["cell"] == source)
+    put = [reply | {"cell": source, "system": prompt} for reply in replies if reply["cell"] == voice]
+    return [reply for reply in replies if reply["cell"] != source] + put
 
 
 def _habit_rows(pool: Pool, settings: dict, with_habit: Callable[[dict], str]) -> list[dict]:
