@@ -104,11 +104,20 @@ def test_the_claims_of_a_run_like_the_published_one(table):
 
 
 def test_the_claims_of_a_run_in_which_nothing_is_lost():
-    kept = dict.fromkeys(("em_ep20", "benign_ep20", "em_ep60", "benign_ep60"), 0.9)
+    kept = dict.fromkeys(("em_ep20", "benign_ep20", "em_ep60", "benign_ep60", "em_prebaked", "benign_prebaked"), 0.9)
     found = {name: claim["verdict"] for name, claim in claims(made.compared(**kept)).items()}
     assert found["any fine-tune destroys coupling"] == "does not appear"
     assert found["loss converges without expression"] == "does not appear"
-    assert found["disjoint modules rescue coupling"] == "not tested"
+    asked_of_a_loss = ("not specific to EM", "more epochs do not help", "concentrated in a layer group")
+    assert {found[name] for name in (*asked_of_a_loss, "disjoint modules rescue coupling")} == {"not tested"}
+
+
+@pytest.mark.parametrize(
+    ("em", "benign", "wanted"), [(0.0, 0.0, "appears"), (0.0, 0.2, "undecided"), (0.0, 0.9, "does not appear")]
+)
+def test_a_pre_baked_adapter_fails_if_it_fails_after_every_fine_tune(em, benign, wanted):
+    found = claims(made.compared(em_prebaked=em, benign_prebaked=benign))
+    assert found["pre-baked adapter fails"]["verdict"] == wanted
 
 
 def test_a_coupling_that_fails_without_any_fine_tune_tests_nothing():

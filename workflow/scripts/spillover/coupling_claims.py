@@ -104,7 +104,8 @@ def not_specific_to_em(main: pd.DataFrame) -> dict:
     if not found:
         return _claim(name, NOT_TESTED, "EM and benign were not both run, or coupling fails without any fine-tune.")
     texts = "; ".join(texts)
-    if not any(set(pair) & LOST for *pair, _ in found):
+    found = [pair for pair in found if LOST & set(pair[:2])]
+    if not found:
         return _claim(name, NOT_TESTED, f"{texts}; neither loses the coupling, so there is nothing to be specific to.")
     both = all(em == benign == "destroyed" for em, benign, _ in found)
     apart = any(g["low"] > 0 or g["high"] < 0 for *_, g in found)
