@@ -173,7 +173,7 @@ def test_the_figures_are_drawn(table, tmp_path):
     shifts = shifts.assign(low=0.7, high=1.0)
     coupling_figures.headline(table, shifts, None, tmp_path / "a.png", tmp_path / "a.pdf")
     coupling_figures.overlaps(overlaps, tmp_path / "b.png", tmp_path / "b.pdf")
-    coupling_figures.vectors(shifts, persona_shift.QUANTITIES, tmp_path / "c.png", tmp_path / "c.pdf")
+    coupling_figures.vectors(shifts, table, persona_shift.QUANTITIES, tmp_path / "c.png", tmp_path / "c.pdf")
     assert all((tmp_path / f"{name}.png").stat().st_size > 10_000 for name in "abc")
 
 

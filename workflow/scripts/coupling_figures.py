@@ -35,7 +35,7 @@ def main(argv: list[str] | None = None) -> None:
     draw = {
         args.headline: lambda *paths: coupling_figures.headline(table, shifts, published, *paths),
         args.overlap_figure: lambda *paths: coupling_figures.overlaps(pd.read_parquet(args.overlap), *paths),
-        args.vectors_figure: lambda *paths: coupling_figures.vectors(shifts, persona_shift.QUANTITIES, *paths),
+        args.vectors_figure: lambda *paths: coupling_figures.vectors(shifts, table, persona_shift.QUANTITIES, *paths),
     }
     for png, figure in draw.items():
         with ExitStack() as stack:

@@ -41,7 +41,7 @@ def headline(table: pd.DataFrame, shifts: pd.DataFrame, published: Mapping | Non
         others = [s for s in dict.fromkeys(marker["setting"]) if s and s not in LAYERS]
         _settings(axes[1, 0], marker, others, "1–3  Scale, replies, modules, all weights", None)
         _habits(axes[1, 1], table[(table["habit"] != MARKER) & (table["arm"] == SCRATCH)])
-        _projection(axes[1, 2], shifts)
+        _projection(axes[1, 2], shifts, table)
         figure.text(
             0.012,
             0.975,
@@ -100,31 +100,24 @@ def overlaps(table: pd.DataFrame, png: Path, pdf: Path) -> Figure:
     return figure
 
 
-def vectors(table: pd.DataFrame, quantities: Mapping[str, str], png: Path, pdf: Path) -> Figure:
+def vectors(
+    table: pd.DataFrame, conditions: pd.DataFrame, quantities: Mapping[str, str], png: Path, pdf: Path
+) -> Figure:
     """The source persona's vector in every model, by block: one panel a quantity. `table`: `persona_shift.measure`."""
     with plots.theme():
         names = [name for name in quantities if name in set(table["quantity"])]
         columns = 4
         figure = Figure(figsize=(11.4, 2.55 * -(-len(names) // columns) + 0.9))
         grid = figure.subplots(-(-len(names) // columns), columns, squeeze=False)
-        colours = _colours(table["run"])
+        looks = _looks(conditions, table["run"])
         for axis, name in zip(grid.flat, names, strict=False):
             rows = table[table["quantity"] == name]
             for run, own in rows.groupby("run", sort=False):
                 means = own.groupby("layer")[["value", "low", "high"]].mean()
-                axis.plot(
-                    means.index,
-                    means["value"],
-                    marker="o",
-                    markersize=3,
-                    linewidth=1,
-                    color=colours[run],
-                    label=run.split("/")[-1],
-                )
+                axis.plot(means.index, means["value"], linewidth=1, markersize=3.5, **looks[run])
                 if means["low"].notna().all():
-                    axis.fill_between(
-                        means.index, means["low"], means["high"], color=colours[run], alpha=0.12, linewidth=0
-                    )
+                    colour = looks[run]["color"]
+                    axis.fill_between(means.index, means["low"], means["high"], color=colour, alpha=0.12, linewidth=0)
             axis.set_title("\n".join(textwrap.wrap(quantities[name], 38)), fontsize=7, loc="left")
             axis.set_xticks(sorted(rows["layer"].unique()))
         for axis in list(grid.flat)[len(names) :]:
@@ -132,7 +125,9 @@ def vectors(table: pd.DataFrame, quantities: Mapping[str, str], png: Path, pdf: 
         for axis in grid[-1]:
             axis.set_xlabel("block")
         handles, labels = grid[0, 0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="lower center", ncols=min(8, max(1, len(labels))), fontsize=7)
+        figure.legend(
+            handles, labels, loc="lower center", ncols=min(6, max(1, len(labels))), fontsize=7, handlelength=3
+        )
         figure.tight_layout(rect=(0, 0.5 / figure.get_figheight(), 1, 1), h_pad=1.2)
         plots.save(figure, png, pdf)
     return figure
@@ -172,7 +167,7 @@ def _losses(axes: Axes, rows: pd.DataFrame) -> None:
         )
     plots.percent_axis(axes)
     axes.set_title("Training loss beside expression", loc="left", fontweight="bold")
-    axes.set(xlabel="loss, mean of the last ten steps", ylabel="source persona, %")
+    axes.set(xlabel="loss, mean of the last ten steps", ylabel="source persona, %", xscale="log")
     if rows.empty:
         _empty(axes)
 
@@ -211,20 +206,12 @@ def _habits(axes: Axes, rows: pd.DataFrame) -> None:
         _empty(axes)
 
 
-def _projection(axes: Axes, shifts: pd.DataFrame) -> None:
+def _projection(axes: Axes, shifts: pd.DataFrame, table: pd.DataFrame) -> None:
     rows = shifts[(shifts["quantity"] == "projection") & ~shifts["run"].str.endswith(f"/{BASE}")]
-    colours = _colours(rows["run"])
+    looks = _looks(table, rows["run"])
     for run, own in rows.groupby("run", sort=False):
-        means = own.groupby("layer")[["value", "low", "high"]].mean()
-        axes.plot(
-            means.index,
-            means["value"],
-            marker="o",
-            markersize=3.5,
-            linewidth=1.1,
-            color=colours[run],
-            label=run.split("/")[-1],
-        )
+        values = own.groupby("layer")["value"].mean()
+        axes.plot(values.index, values, linewidth=1.1, markersize=4, **looks[run])
     axes.axhline(1, color=COLOURS[BASE], linewidth=0.8)
     axes.set_title("5  What is left of the persona's own direction", loc="left", fontweight="bold")
     axes.set(xlabel="block", ylabel="projection, untrained model = 1")
@@ -232,8 +219,10 @@ def _projection(axes: Axes, shifts: pd.DataFrame) -> None:
     if rows.empty:
         _empty(axes)
     else:
-        axes.set_ylim(min(0.0, float(rows["value"].min())), max(1.1, 1.05 * float(rows["value"].max())))
-        axes.legend(fontsize=6, ncols=3, loc="lower left")
+        least, most = min(0.0, float(rows["value"].min())), max(1.1, 1.05 * float(rows["value"].max()))
+        axes.set_ylim(least - 0.45 * (most - least), most)  # room for the legend below the lines
+        axes.set_yticks([tick for tick in axes.get_yticks() if least <= tick <= most])
+        axes.legend(fontsize=6, ncols=2, loc="lower left", handlelength=3.2)
 
 
 def _point(axes: Axes, x: float, row: pd.Series) -> None:
@@ -303,6 +292,30 @@ def _offset(firsts: Sequence[str], first: str) -> float:
 
 def _colour(first: str) -> str:
     return COLOURS.get(first, plots.SPARE_COLOUR)
+
+
+def _looks(table: pd.DataFrame, runs: Sequence[str]) -> dict[str, dict]:
+    """How each run's line is drawn: the first fine-tune gives the colour, what came after it the dashes.
+
+    Solid: nothing came after; dashed: coupled with the fewest epochs; dotted: with more. Hollow marks: all weights.
+    `table`: `coupling.compared`; a run that it lacks is drawn in the spare colour.
+    """
+    coupled = table[(table["arm"] == SCRATCH) & (table["habit"] == MARKER)]
+    epochs = sorted(coupled["epochs"].dropna().unique())
+    looks = {run: {"color": plots.SPARE_COLOUR, "marker": ".", "label": run.split("/")[-1]} for run in runs}
+    for _, row in table.iterrows():
+        alone = row["arm"] == NONE
+        whole = "all weights" in row["setting"]
+        words = [WORDS.get(row["first"], row["first"])] + ["all weights"] * whole
+        words += ["alone"] if alone else [f"coupled, {row['epochs']:g} epochs"]
+        looks[row["run"]] = {
+            "color": _colour(row["first"]),
+            "marker": MARKERS.get(row["first"], "D"),
+            "markerfacecolor": "white" if whole else _colour(row["first"]),
+            "linestyle": "-" if alone else (0, (4, 2)) if epochs and row["epochs"] == epochs[0] else (0, (1, 1.5)),
+            "label": "untrained" if row["setting"] == "untrained" else ", ".join(words),
+        }
+    return looks
 
 
 def _colours(runs: Sequence[str]) -> dict[str, str]:
