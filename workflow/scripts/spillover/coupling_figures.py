@@ -307,7 +307,7 @@ def _looks(table: pd.DataFrame, runs: Sequence[str]) -> dict[str, dict]:
         alone = row["arm"] == NONE
         whole = "all weights" in row["setting"]
         words = [WORDS.get(row["first"], row["first"])] + ["all weights"] * whole
-        words += ["alone"] if alone else [f"coupled, {row['epochs']:g} epochs"]
+        words += ["alone"] if alone else [f"{row['epochs']:g} ep"]
         looks[row["run"]] = {
             "color": _colour(row["first"]),
             "marker": MARKERS.get(row["first"], "D"),
