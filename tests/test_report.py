@@ -229,7 +229,7 @@ def test_a_summary_keeps_its_tables_and_its_html_stays_text():
 
 def test_the_methods_paragraph_follows_from_the_settings():
     text = report_page.methods(SETTINGS, {"name": "Qwen/Q", "revision": "a" * 40, "dtype": "bfloat16"}, None)
-    assert "Qwen/Q (revision aaaaaaaaaaaa), in bfloat16; seeds 7" in text
+    assert "Qwen/Q (revision aaaaaaaaaaaa), in bfloat16; seed 7" in text
     assert "LoRA of rank 32" in text and "20 samples a prompt at temperature 1.0" in text
     assert "labelled by langdetect and lingua;" in text and "judge" not in text
     judged = report_page.methods(SETTINGS, {"name": "Q", "dtype": "x"}, {"model": "claude-haiku-4-5"})
