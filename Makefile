@@ -21,7 +21,7 @@ CONFIGS ?=
 BIN := .venv/bin
 # `python` in a rule is then the one of .venv; the plugins folder holds the one-line-a-job logger
 RUN := PATH="$(CURDIR)/$(BIN):$$PATH" PYTHONPATH="$(CURDIR)/workflow/plugins"
-SNAKEMAKE := $(RUN) $(BIN)/snakemake
+SNAKEMAKE := $(RUN) $(BIN)/python workflow/scripts/local_snakemake.py
 SMALL := --profile profiles/small --cores all
 WORKFLOW = $(SNAKEMAKE) --profile $(PROFILE) $(if $(CONFIGS),--configfile $(CONFIGS) --)
 
