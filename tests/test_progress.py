@@ -10,6 +10,7 @@ import sys
 
 import pytest
 
+import local_snakemake
 from conftest import ROOT
 
 SNAKEFILE = """
@@ -112,3 +113,17 @@ def test_continuous_integration_runs_the_developers_commands_and_skips_nothing_i
     assert os.access(script, os.X_OK)
     commands = re.findall(r"^.*\bmake .*$", script.read_text(), flags=re.MULTILINE)
     assert commands == ["SPILLOVER_REQUIRE_BROWSER=1 make test", "SPILLOVER_REQUIRE_SLURM=1 make slurm-test"]
+
+
+@pytest.mark.parametrize("succeeds", [True, False])
+def test_local_runs_are_snakemake_without_a_limit_of_job_starts(monkeypatch, succeeds):
+    taken = []
+
+    def run(args, parser):
+        taken.append((args.targets, args.cores, args.max_jobs_per_timespan))
+        return succeeds
+
+    monkeypatch.setattr(local_snakemake.cli, "args_to_api", run)
+    with pytest.raises(SystemExit) as ended:
+        local_snakemake.main(["all", "--cores", "2"])
+    assert ended.value.code == int(not succeeds) and taken == [(["all"], 2, None)]
