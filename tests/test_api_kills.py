@@ -89,7 +89,9 @@ def server() -> FakeAnthropic:
 def judge_command(folder, rows) -> list[str]:
     table = pd.DataFrame(rows, columns=["cell", "text"])
     fixed = {"run": "language_spill/fr_it", "seed": 1, "checkpoint": "final", "suite": "directives", "item": "speak_in"}
-    table.assign(**fixed, prompt_id="p", sample=range(len(table))).to_parquet(folder / "completions.parquet")
+    table.assign(**fixed, prompt_id="p", user="Speak in French.", sample=range(len(table))).to_parquet(
+        folder / "completions.parquet"
+    )
     spec = {"judge": {"model": "claude-haiku-4-5-20251001", "max_error_rate": 0.2, "thinking": "disabled"}}
     flags = ["--completions", folder / "completions.parquet", "--scorers", "judge", "--languages", *CODES.values()]
     flags += ["--spec", json.dumps(spec), "--out", folder / "labels.parquet", "--manifest", folder / "labels.json"]

@@ -113,7 +113,7 @@ def test_two_killed_processes_go_on_to_the_same_weights(root, dataset, folders, 
     often = ("--token-budget", "64", "--resume-every", "0")
     killed = {"program": root / "tests/killed_train.py", "environment": {"KILLED_AT": "2"}}
     died = trained(root, dataset, folder, 2, *often, **killed)
-    assert "Signal 9 (SIGKILL)" in died.stderr, died.stderr[-3000:]
+    assert died.returncode != 0 and "exitcode: -9" in died.stderr, died.stderr[-3000:]
     assert not (folder / "model.safetensors").exists()
     done = trained(root, dataset, folder, 2, *often)
     assert done.returncode == 0, done.stderr[-3000:]

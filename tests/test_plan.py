@@ -302,7 +302,8 @@ def test_a_key_given_twice_is_refused_with_its_line(tmp_path):
     ],
 )
 def test_an_option_of_language_spill_that_nothing_reads_or_understands_is_named(experiments, option, value, told):
-    experiments.edit("language_spill", lambda c: c["options"].update({option: value}))
+    # what the protocols differ in lies over the options of both
+    experiments.edit("language_spill", lambda c: c["protocols"]["corrected"]["options"].update({option: value}))
     assert told in experiments.mistake()
 
 

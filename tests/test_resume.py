@@ -46,13 +46,17 @@ def dataset(tmp_path_factory) -> Path:
     return path
 
 
-def run_program(dataset: Path, run: Path, program: Path, **environment: str) -> subprocess.CompletedProcess:
-    command = [
-        sys.executable, str(program), "--spec", json.dumps(SPEC), "--dataset", str(dataset),
-        "--base", str(ROOT / "resources/small_world/base"), "--name", "small", "--resume-every", "0",
-        "--adapter", str(run / "adapter"), "--checkpoints", str(run / "checkpoints.safetensors"),
-        "--train-log", str(run / "train_log.jsonl"), "--manifest", str(run / "train.manifest.json"),
+def flags(dataset: Path, run: Path, spec: dict = SPEC) -> list[str]:
+    return [
+        "--spec", json.dumps(spec), "--dataset", str(dataset), "--base", str(ROOT / "resources/small_world/base"),
+        "--name", "small", "--resume-every", "0", "--adapter", str(run / "adapter"),
+        "--checkpoints", str(run / "checkpoints.safetensors"), "--train-log", str(run / "train_log.jsonl"),
+        "--manifest", str(run / "train.manifest.json"),
     ]  # fmt: skip
+
+
+def run_program(dataset: Path, run: Path, program: Path, **environment: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, str(program), *flags(dataset, run)]
     environment = os.environ | {"OMP_NUM_THREADS": "1"} | environment
     return subprocess.run(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 

@@ -16,7 +16,7 @@ from spillover.expansion import validated
 from spillover.files import Files
 from test_adapters import load, logits
 from test_plan import experiments  # noqa: F401
-from test_resume import TRAIN, command, dataset  # noqa: F401
+from test_resume import TRAIN, dataset, flags  # noqa: F401
 from test_training import SETTINGS, rows  # noqa: F401
 
 ATTENTION, MLP = ["q_proj", "k_proj", "v_proj", "o_proj"], ["gate_proj", "up_proj", "down_proj"]
@@ -118,7 +118,7 @@ def test_a_configuration_that_does_not_fit_the_weights_is_an_error(model, rows, 
         adapters.check_scale(adapters.read(tmp_path / "first"), SETTINGS, tmp_path / "first")
 
 
-def test_the_trainer_saves_the_frozen_adapter_with_every_checkpoint(root, dataset, tmp_path):  # noqa: F811
+def test_the_trainer_saves_the_frozen_adapter_with_every_checkpoint(dataset, tmp_path):  # noqa: F811
     import train as trainer
 
     settings = TRAIN | {"steps": 4, "checkpoints": ["step2"]}
@@ -126,7 +126,7 @@ def test_the_trainer_saves_the_frozen_adapter_with_every_checkpoint(root, datase
     for name, under in (("first", None), ("second", "first")):
         spec = {"train": settings, "seed": 3, "parent": parent}
         more = ["--under", str(tmp_path / under / "adapter")] if under else []
-        trainer.main(command(root, dataset, tmp_path / name, spec)[2:] + more)
+        trainer.main(flags(dataset, tmp_path / name, spec) + more)
         parent = {"trained": spec}
     first, second = (adapters.read(tmp_path / name / "adapter") for name in ("first", "second"))
     states = load_file(tmp_path / "second" / "checkpoints.safetensors")
