@@ -193,7 +193,7 @@ def test_another_engine_refuses_a_steered_run_with_one_sentence(settings):
 
 def test_the_small_world_plans_the_steered_arm_after_the_untrained_models_vectors(fresh):
     workflow = Workflow(fresh.path, configfiles=("config/small.yaml", "config/small_all.yaml"))
-    name = "results/small/convergence/steered_villain_x0.25/seed137/completions.parquet"
+    name = "results/small/convergence/steered_villain_x0.1/seed256/completions.parquet"
     plan = workflow.plan(name)
     rules = sorted((job[0], job[2]) for job in plan if job[0] not in ("pool", "dataset"))
-    assert rules == [("completions", "steered_villain_x0.25"), ("train", "marker_villain"), ("vectors", "base")]
+    assert rules == [("completions", "steered_villain_x0.1"), ("train", "marker_villain"), ("vectors", "base")]
