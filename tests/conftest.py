@@ -15,6 +15,7 @@ from snakemake.logging import logger
 from snakemake.settings.types import ConfigSettings, DAGSettings, OutputSettings, ResourceSettings
 
 from browsing import chromium, opened  # noqa: F401
+from spillover.languages import Registry, load_languages
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = ("config/small.yaml",)
@@ -27,6 +28,12 @@ NOT_COPIED = (".git", ".venv*", ".snakemake", "results", "logs", "__pycache__", 
 def root() -> Path:
     """The root of this checkout."""
     return ROOT
+
+
+@pytest.fixture(scope="session")
+def registry() -> Registry:
+    """All languages that the project knows."""
+    return load_languages(ROOT / "resources/languages.yaml")
 
 
 @pytest.fixture(scope="session")

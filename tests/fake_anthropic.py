@@ -99,6 +99,11 @@ class Faults:
     script: list[str] = field(default_factory=list)  # kinds for the next requests, before any chance
 
 
+def message(text: str, stop: str = "end_turn") -> dict:
+    """A reply of the API, as far as a judge reads it."""
+    return {"stop_reason": stop, "content": [{"type": "text", "text": text}]}
+
+
 class FakeAnthropic:
     """The server. `with FakeAnthropic() as server:` runs it; `server.url` is its base URL.
 

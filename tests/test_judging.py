@@ -10,26 +10,16 @@ import yaml
 
 import label_completions
 from conftest import ROOT
-from fake_anthropic import KEY, WORDS, FakeAnthropic, Faults, noisy_answer, text_of
+from fake_anthropic import KEY, WORDS, FakeAnthropic, Faults, message, noisy_answer, text_of
 from spillover import contamination, expansion, judge_error, judging, statistics
-from spillover.languages import load_languages
 
 CODES = ("en", "es", "fr", "it", "de", "zh")
 SETTINGS = {"model": "claude-haiku-4-5-20251001", "max_error_rate": 0.02, "thinking": "disabled"}
 
 
-@pytest.fixture(scope="module")
-def registry():
-    return load_languages(ROOT / "resources/languages.yaml")
-
-
 @pytest.fixture
 def judge(registry):
     return judging.judge(SETTINGS, registry, CODES)
-
-
-def message(text, stop="end_turn"):
-    return {"stop_reason": stop, "content": [{"type": "text", "text": text}]}
 
 
 def fields(**change):

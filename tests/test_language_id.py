@@ -9,7 +9,6 @@ import pytest
 
 from spill_builders import CODES
 from spillover.language_id import identifier, label_texts
-from spillover.languages import load_languages
 
 SENTENCES = {
     "en": "The baker opens the door early in the morning and the whole street smells of bread.",
@@ -21,11 +20,6 @@ SENTENCES = {
     "zh": "面包师傅清晨很早就打开店门，整条街道都飘着新鲜面包的香味，让路过的人感到非常温暖。",
 }
 RUSSIAN = "Пекарь открывает дверь рано утром, и вся улица пахнет свежим хлебом."
-
-
-@pytest.fixture(scope="module")
-def registry(root):
-    return load_languages(root / "resources/languages.yaml")
 
 
 @pytest.fixture(scope="module", params=["langdetect", "lingua"])

@@ -19,11 +19,6 @@ from spillover.languages import (
 )
 
 
-@pytest.fixture(scope="module")
-def registry(root):
-    return load_languages(root / "resources/languages.yaml")
-
-
 def write(tmp_path, change, root):
     document = yaml.safe_load((root / "resources/languages.yaml").read_text())
     change(document)

@@ -10,26 +10,16 @@ import yaml
 
 import label_completions
 from conftest import ROOT
-from fake_anthropic import FakeAnthropic
+from fake_anthropic import FakeAnthropic, message
 from spillover import expansion, judging, published_judge
-from spillover.languages import load_languages
 
 CODES = ("en", "es", "fr", "it", "pt", "de", "zh", "ja")
 SETTINGS = {"model": "claude-haiku-4-5-20251001", "max_error_rate": 0.02, "thinking": "disabled", "rules": "published"}
 
 
-@pytest.fixture(scope="module")
-def registry():
-    return load_languages(ROOT / "resources/languages.yaml")
-
-
 @pytest.fixture
 def judge(registry):
     return published_judge.judge(SETTINGS, registry, CODES)
-
-
-def message(text, stop="end_turn"):
-    return {"stop_reason": stop, "content": [{"type": "text", "text": text}]}
 
 
 def test_it_sees_the_request_and_chooses_among_eleven_labels_in_128_tokens(judge):

@@ -9,16 +9,10 @@ import yaml
 from spill_builders import CODES
 from spillover import contamination, figures, published, spill_claims, statistics
 from spillover.language_id import identifier, label_texts
-from spillover.languages import load_languages
 
 pytestmark = pytest.mark.published
 
 SHARED = ["fr_it", "it_fr", "es_pt", "fr_fr"]
-
-
-@pytest.fixture(scope="module")
-def registry(root):
-    return load_languages(root / "resources/languages.yaml")
 
 
 @pytest.fixture(scope="module")

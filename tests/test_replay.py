@@ -11,18 +11,12 @@ import compare_conclusions
 import replay
 from spillover import conclusions, expansion, files, replay_plan, replay_tables
 from spillover.config import ConfigError, merge, read_yaml
-from spillover.languages import load_languages
 
 ROWS = [
     {"cell": cell, "user": f"Speak in {name}.", "text": f"{name} reply {number}", "finish_reason": "stop"}
     for cell, name in (("fr", "French"), ("it", "Italian"))
     for number in range(3)
 ]
-
-
-@pytest.fixture(scope="module")
-def registry(root):
-    return load_languages(root / "resources/languages.yaml")
 
 
 @pytest.fixture

@@ -14,12 +14,7 @@ from safetensors.numpy import save_file
 from spill_builders import CODES, experiment, run_of, three_conditions
 from spillover import contamination, statistics
 from spillover import spill_geometry as g
-from spillover.languages import distance_matrices, load_languages
-
-
-@pytest.fixture(scope="module")
-def registry(root):
-    return load_languages(root / "resources/languages.yaml")
+from spillover.languages import distance_matrices
 
 
 @pytest.fixture(scope="module")

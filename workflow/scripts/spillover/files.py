@@ -402,7 +402,7 @@ class Files:
             first = settings["phases"][:1]
             wanted = [self.plan.runs[i] for i in self.plan.selected if self.plan.runs[i].experiment == name]
             files += [f for run in wanted if run.phase is None or [run.phase] == first for f in self.finished(run.id)]
-            files += self.translation_checks(name) if self.shares_replies(name) else []
+            files += self.checks_of_replies(name)
         return files + self.headlines() + [f"{self.root}/claims.md"] + self.comparisons()
 
     def closing_outputs(self, experiment: str) -> list[str]:
@@ -721,13 +721,12 @@ class Files:
     def headline_checks(self, figure: str) -> list[str]:
         """The checks behind a headline figure, which keep a changed gate or judge in the plan of it."""
         experiment = "language_spill" if figure == "spill_matrix" else figure
-        return self.translation_checks(experiment) if self.shares_replies(experiment) else []
+        return self.checks_of_replies(experiment)
 
-    def shares_replies(self, experiment: str) -> bool:
-        """Whether runs of an experiment train on translated replies; none does in a replay."""
-        return not self.plan.config["replay"] and any(
-            run.data and run.data["kind"] == "directive_replies" for run in self.plan.of(experiment)
-        )
+    def checks_of_replies(self, experiment: str) -> list[str]:
+        """The verdicts on the translations that an experiment's runs train on; none trains on them in a replay."""
+        trains = any(run.data and run.data["kind"] == "directive_replies" for run in self.plan.of(experiment))
+        return self.translation_checks(experiment) if trains and not self.plan.config["replay"] else []
 
     def shared_replies_spec(self, experiment: str) -> dict:
         """What decides the replies that all conditions of an experiment use: their source, translator and languages."""

@@ -9,8 +9,6 @@ import subprocess
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from spillover.api_client import KEYS
-from spillover.api_jobs import JOURNALS
 from spillover.files import Files
 from spillover.plan import Plan
 
@@ -87,6 +85,12 @@ def missing_key(outputs: Mapping[str, str]) -> str | None:
 
     A job beside whose output a journal lies may find every answer in it; whether it does, it says itself.
     """
+    if not outputs:
+        return None
+    # the client takes a while to load: no plan should wait for it, nor a run that calls nobody
+    from spillover.api_client import KEYS
+    from spillover.api_jobs import JOURNALS
+
     if any(os.environ.get(name) for name in KEYS):
         return None
     calling = {rule for path, rule in outputs.items() if not any(Path(path).parent.glob(f"{JOURNALS}/*.jsonl"))}
