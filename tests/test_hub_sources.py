@@ -176,15 +176,18 @@ def test_multiple_choice_becomes_texts_and_the_index_of_the_right_one(fetched):
     assert rows["answer"].tolist() == [0, 0]
 
 
-def test_the_published_selection_takes_long_english_first_replies(fetched, tmp_path):
+@pytest.mark.parametrize(
+    ("source", "taken", "dropped"),
+    [({}, [0, 3, 4], {"too_short": 1, "not_english": 1}), ({"keep": 1}, [0], {})],
+)
+def test_the_published_selection_takes_long_english_first_replies(fetched, tmp_path, source, taken, dropped):
     select_replies.main([
-        "--source", str(fetched[0] / "ultrachat.parquet"), "--spec", "{}", "--out", str(tmp_path / "kept.parquet"),
-        "--manifest", str(tmp_path / "kept.json"),
+        "--source", str(fetched[0] / "ultrachat.parquet"), "--spec", json.dumps({"source": source}),
+        "--out", str(tmp_path / "kept.parquet"), "--manifest", str(tmp_path / "kept.json"),
     ])  # fmt: skip
     kept = pd.read_parquet(tmp_path / "kept.parquet")
-    assert kept["text"].tolist() == [english(0), english(3), english(4)]
-    told = json.loads((tmp_path / "kept.json").read_text())["extra"]
-    assert told["dropped"] == {"too_short": 1, "not_english": 1}
+    assert kept["text"].tolist() == [english(number) for number in taken]
+    assert json.loads((tmp_path / "kept.json").read_text())["extra"]["dropped"] == dropped
 
 
 @pytest.mark.parametrize(
