@@ -85,14 +85,14 @@ bench: environment  ## the benchmarks that this machine can run, into results/be
 		done
 		run python benchmarks/extraction/run.py --prompts personas --out $(BENCHMARKS)/extraction/personas
 		if [ -x .venv-vllm/bin/python ]; then
-			for name in evaluation small_world_engines; do
+			for name in evaluation marker_grid small_world_engines; do
 				run .venv-vllm/bin/python benchmarks/$$name/run.py --out $(BENCHMARKS)/$$name
 			done
 		else
-			echo "Left out: evaluation and small_world_engines need make env-vllm"
+			echo "Left out: evaluation, marker_grid and small_world_engines need make env-vllm"
 		fi
 	else
-		echo "Left out, since they need a GPU: training, regularisers, evaluation, extraction at full size"
+		echo "Left out, since they need a GPU: training, regularisers, evaluation, marker_grid, extraction at full size"
 	fi
 	if [ $$gpus -ge 2 ]; then
 		run python -m torch.distributed.run --standalone --nproc-per-node 2 benchmarks/full_parameter/run.py \

@@ -147,7 +147,7 @@ def test_a_name_follows_weights_and_configuration(trained, tmp_path):
 
 def test_small_loads_start_eager_and_large_ones_compile(trained):
     question = PROMPTS[:1] * 1000
-    for adapters, tokens in (({"final": trained}, 690_000), ({}, 2_400_000)):
+    for adapters, tokens in (({"final": trained}, 292_000), ({}, 2_400_000)):
         for share, eager in ((0.9, True), (1.1, False)):
             samples = round(share * tokens / engine_vllm.REPLY_SHARE / len(question) / 100)
             works = [work("final" if adapters else None, samples, 100, question)]

@@ -2,29 +2,32 @@
 
 One run on one GPU with random weights of the true Qwen2.5-7B shape: the speed of generation does not depend on what the
 weights are. Every adapter (rank 32, all linear modules) completes the same 2,200 prompts (11 personas x 20 questions x
-10 samples) by 200 tokens. Each stage is a process of its own, so every start is real; compiled graphs are cached by a
-stage that is not counted. A stage that has a result in --out is not run again: after an interruption the same command
-goes on (on the same machine: --work must still be there).
+10 samples) by 200 tokens. Each stage is a process of its own, so every start is real. The baseline's compiled graphs
+are cached by a stage that is not counted; ours are compiled within what is counted. A stage that has a result in --out
+is not run again: after an interruption the same command goes on (on the same machine: --work must still be there).
 
     python benchmarks/evaluation/run.py --out benchmarks/evaluation
 
-Baselines are timed for --baselines adapters and projected for the rest, which the table says. Needs torch,
-transformers, peft and vllm in the running interpreter, and 45 GB in --work. `--smoke` tries the program on a toy shape.
+Baselines are timed for --baselines adapters, our jobs of one adapter for --jobs, and projected for the rest, which the
+table says. Needs torch, transformers, peft and vllm in the running interpreter, and 45 GB in --work. `--smoke` tries
+the program on a toy shape.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import shutil
 import subprocess
 import sys
 import time
-from importlib import metadata, util
+from importlib import util
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT / "workflow/scripts"), str(ROOT / "benchmarks/training")]
+sys.path[:0] = [str(ROOT / "workflow/scripts"), str(ROOT / "benchmarks/training"), str(ROOT / "benchmarks")]
+
+import machine  # noqa: E402
+import random_model  # noqa: E402
 
 from tables import write_tables  # noqa: E402  isort: skip
 
@@ -38,18 +41,10 @@ def prepare(args) -> dict:
     """The base model's folder and every adapter's."""
     import torch
     from peft import LoraConfig, get_peft_model
-    from transformers import Qwen2Config, Qwen2ForCausalLM
 
     shape, modules = sizes(args)
     began = time.perf_counter()
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    torch.manual_seed(0)
-    torch.set_default_dtype(getattr(torch, args.dtype))
-    with device:
-        model = Qwen2ForCausalLM(Qwen2Config(**shape, tie_word_embeddings=False))
-    model.save_pretrained(args.work / "base")
-    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
-        shutil.copy(ROOT / "resources/small_world/base" / name, args.work / "base" / name)
+    model = random_model.write(args.work / "base", shape, args.dtype)
     config = LoraConfig(task_type="CAUSAL_LM", r=32, lora_alpha=64, use_rslora=True, target_modules=modules)
     wrapped = get_peft_model(model, config)
     for number in range(args.adapters):
@@ -75,8 +70,7 @@ def merge(args, number: int) -> dict:
     model = PeftModel.from_pretrained(model, args.work / f"adapter{number}").merge_and_unload()
     merged = time.perf_counter()
     model.save_pretrained(args.work / "merged")
-    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
-        shutil.copy(args.work / "base" / name, args.work / "merged" / name)
+    random_model.copy_tokenizer(args.work / "merged")
     ends = {"import": imported - began, "load": loaded - imported, "merge": merged - loaded}
     return ends | {"write": time.perf_counter() - merged}
 
@@ -106,8 +100,9 @@ def fresh_engine(args) -> dict:
     return ends | {"tokens": tokens, "memory_bytes": memory()}
 
 
-def ours(args, numbers: list[int], eager: str, measure: bool, write) -> dict:
+def ours(args, numbers: list[int], eager: str, write) -> dict:
     """This project's engine with these adapters; `write` gets the result so far after every group."""
+    started = time.perf_counter()
     import numpy as np
 
     from spillover import engine_vllm, engines, measures, models
@@ -134,16 +129,16 @@ def ours(args, numbers: list[int], eager: str, measure: bool, write) -> dict:
         alive = time.perf_counter()
         done = engine.generate(group, seed=1)
         generated = time.perf_counter()
-        if measure:
-            for work in group:
-                engine.log_probabilities(work.checkpoint, asked)
+        for work in group:
+            engine.log_probabilities(work.checkpoint, asked)
         result["live"] += alive - began
         result["generate"] += generated - alive
         result["choices"] += time.perf_counter() - generated
         result["adapters"] += len(group)
         result["tokens"] += sum(c.completion_tokens for completions in done for c in completions)
-        write(result | {"memory_bytes": memory()})
-    return result | {"memory_bytes": memory()}
+        result |= {"memory_bytes": memory(), "elapsed": time.perf_counter() - started}
+        write(result)
+    return result
 
 
 def suite(args, checkpoint: str | None):
@@ -180,10 +175,9 @@ def stages(args) -> dict:
         if n == 0:
             found["warm baseline"] = lambda write: fresh_engine(args)
         found[f"engine {n}"] = lambda write: fresh_engine(args)
-    found["warm ours"] = lambda write: ours(args, [0], "never", False, write)
-    for n in range(args.baselines):
-        found[f"ours, a job per adapter {n}"] = lambda write, n=n: ours(args, [n], "auto", True, write)
-    found["ours, one job"] = lambda write: ours(args, list(range(args.adapters)), "never", True, write)
+    for n in range(args.jobs):
+        found[f"ours, a job per adapter {n}"] = lambda write, n=n: ours(args, [n], "auto", write)
+    found["ours, one job"] = lambda write: ours(args, list(range(args.adapters)), "never", write)
     return found
 
 
@@ -193,6 +187,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--work", type=Path, default=Path("/tmp/spillover-benchmark-evaluation"))
     parser.add_argument("--adapters", type=int, default=25)
     parser.add_argument("--baselines", type=int, default=3, help="adapters for which the baseline is timed")
+    parser.add_argument("--jobs", type=int, default=3, help="adapters for which a job of its own is timed")
     parser.add_argument("--questions", type=int, default=20)
     parser.add_argument("--samples", type=int, default=10)
     parser.add_argument("--tokens", type=int, default=200)
@@ -200,7 +195,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--smoke", action="store_true", help="a toy shape in float32, on a CPU if there is no GPU")
     parser.add_argument("--stage", help="run this stage alone, in this process")
     args = parser.parse_args(argv)
-    if not util.find_spec("vllm"):
+    if args.stage != "prepare" and not util.find_spec("vllm"):
         raise SystemExit(f"{sys.executable} has no vLLM: run this with .venv-vllm/bin/python (make env-vllm builds it)")
     args.dtype = "float32" if args.smoke else "bfloat16"
     args.out.mkdir(parents=True, exist_ok=True)
@@ -218,8 +213,9 @@ def main(argv: list[str] | None = None) -> None:
         return
     packages = ("torch", "transformers", "peft", "vllm")
     result |= {
-        "gpu": gpu_name(),
-        "packages": {name: version(name) for name in packages},
+        "command": " ".join(["python benchmarks/evaluation/run.py", *(sys.argv[1:] if argv is None else argv)]),
+        "gpu": machine.gpu_name(),
+        "packages": {name: machine.version(name) for name in packages},
         "adapters": args.adapters,
         "completions": 11 * args.questions * args.samples,
         "tokens": args.tokens,
@@ -239,21 +235,6 @@ def main(argv: list[str] | None = None) -> None:
             values |= {"error": f"the process ended with status {status}"}
         record(name, values | {"process": time.perf_counter() - began})
         print(f"{name}: {result['stages'][name]}", flush=True)
-
-
-def version(package: str) -> str:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return "of unknown version"
-
-
-def gpu_name() -> str | None:
-    command = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip() or None
-    except (OSError, subprocess.SubprocessError):
-        return None
 
 
 if __name__ == "__main__":

@@ -24,23 +24,24 @@ def write_tables(result: dict) -> str:
         "# Evaluating adapters: one engine for all, and merging with a fresh engine for each",
         "",
         f"One run on one {result.get('gpu') or 'CPU (a toy shape: nothing here is a measurement)'}; {packages}.",
-        "Command: `python benchmarks/evaluation/run.py --out benchmarks/evaluation`.",
+        f"Command: `{result.get('command', '')}`.",
         "",
         f"Random weights of the Qwen2.5-7B shape, {wanted} adapters of rank 32 on all linear modules, each completing "
         f"{result.get('completions', 0):,} prompts by {result.get('tokens', 0)} tokens at temperature 1. The baseline "
         "merges through PEFT, writes all weights and starts vLLM at its own settings with a warm compile cache; ours "
-        "puts adapters on a running engine, seeds every completion by itself, checks that every adapter is applied, "
-        f"and also scores {result.get('items', 0):,} multiple-choice questions, which the baseline does not.",
+        "puts adapters on a running engine, compiled anew where it is compiled, seeds every completion by itself, "
+        f"checks that every adapter is applied, and also scores {result.get('items', 0):,} multiple-choice questions, "
+        "which the baseline does not.",
         "",
         "| arm | timed | seconds for all | against the baseline | tokens/s while generating | memory |",
         "|---|---|---|---|---|---|",
     ]
     arms = {name: _arm(name, result["stages"]) for name in PARTS}
-    baseline = _total(arms[BASELINE], wanted) if arms[BASELINE] else None
+    baseline = _total(BASELINE, arms[BASELINE], wanted) if arms[BASELINE] else None
     for name, arm in arms.items():
         if not arm:
             continue
-        seconds = _total(arm, wanted)
+        seconds = _total(name, arm, wanted)
         projected = "" if arm["adapters"] >= wanted else ", the rest projected"
         ratio = f"{baseline / seconds:.1f} x" if baseline else ""
         memory = f"{arm['memory_bytes'] / 2**30:.0f} GiB" if arm.get("memory_bytes") else ""
@@ -48,6 +49,13 @@ def write_tables(result: dict) -> str:
             f"| {name} | {arm['adapters']} of {wanted}{projected} | {seconds:,.0f} | {ratio} | "
             f"{arm['tokens'] / arm['generate']:,.0f} | {memory} |"
         )
+    without = [
+        f"{baseline / (_total(name, arm, wanted) - arm['choices'] * wanted / arm['adapters']):.1f} x ({name})"
+        for name, arm in arms.items()
+        if arm and baseline and name != BASELINE
+    ]
+    if without:
+        lines += ["", f"Without the multiple-choice questions: {', '.join(without)}."]
     lines += ["", "Seconds of an adapter (of the whole job in the last arm), by part:", ""]
     for name, arm in arms.items():
         if arm:
@@ -69,7 +77,7 @@ def _arm(name: str, stages: dict) -> dict | None:
             both["process"] = stages[f"merge {n}"].get("process", 0) + stages[f"engine {n}"].get("process", 0)
     else:
         done = [stage for key, stage in stages.items() if key == name or key.startswith(f"{name} ")]
-    done = [stage for stage in done if "error" not in stage and "process" in stage and "generate" in stage]
+    done = [stage | {"process": _seconds(stage)} for stage in done if _seconds(stage) and "generate" in stage]
     if not done:
         return None
     arm = {part: sum(stage.get(part, 0.0) for stage in done) for part in PARTS[name] if part != "other"}
@@ -79,8 +87,15 @@ def _arm(name: str, stages: dict) -> dict | None:
     return arm | {"tokens": sum(stage["tokens"] for stage in done), "process": sum(s["process"] for s in done)}
 
 
-def _total(arm: dict, wanted: int) -> float:
-    return arm["process"] * wanted / arm["adapters"]
+def _seconds(stage: dict) -> float | None:
+    """Of a stage's process; of one that was interrupted, until its last finished adapter."""
+    return stage.get("elapsed") if "error" in stage or "process" not in stage else stage["process"]
+
+
+def _total(name: str, arm: dict, wanted: int) -> float:
+    """Seconds for all adapters wanted: what an arm does once for all of them counts once."""
+    once = sum(arm[part] for part in ("import", "start", "other")) if name == ONE else 0.0
+    return once + (arm["process"] - once) * wanted / arm["adapters"]
 
 
 if __name__ == "__main__":
