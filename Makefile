@@ -23,7 +23,7 @@ BIN := .venv/bin
 RUN := PATH="$(CURDIR)/$(BIN):$$PATH" PYTHONPATH="$(CURDIR)/workflow/plugins"
 SNAKEMAKE := $(RUN) $(BIN)/python workflow/scripts/local_snakemake.py
 SMALL := --profile profiles/small --cores all
-WORKFLOW = $(SNAKEMAKE) --profile $(PROFILE) $(if $(CONFIGS),--configfile $(CONFIGS) --)
+WORKFLOW = $(SNAKEMAKE) --profile $(PROFILE) $(if $(CONFIGS),--configfile $(CONFIGS))
 
 # On a few shared cores torch's own threads wait for each other: 20 training steps took 33 s with two, 1.6 s with one.
 export OMP_NUM_THREADS := 1
@@ -121,8 +121,8 @@ audit: environment  ## what would run, why and at what cost (PROFILE=... CONFIGS
 
 .PHONY: report
 report: environment  ## one offline page with the answers, and pages to read every completion in (CONFIGS=overlays)
-	@$(WORKFLOW) $(REPORT) --logger progress
-	$(WORKFLOW) $(REPORT) --report $(dir $(REPORT))workflow_report.html --quiet all
+	@$(WORKFLOW) --logger progress -- $(REPORT)
+	$(WORKFLOW) --report $(dir $(REPORT))workflow_report.html --quiet all -- $(REPORT)
 	echo "The report: $(REPORT)"
 
 .PHONY: status
