@@ -18,7 +18,7 @@ from spillover.statistics import newcombe, wilson
 from test_plan import experiments  # noqa: F401
 
 EMPTY_OVERLAP = pd.DataFrame(
-    columns=["first", "second", "seed", "space", "overlap", "expected", "above_chance", "modules"]
+    columns=["first", "second", "seed", "space", "overlap", "expected", "above_chance", "modules", "ratio"]
 )
 EMPTY_SHIFT = pd.DataFrame(columns=["run", "seed", "layer", "quantity", "value", "low", "high"])
 
@@ -134,6 +134,21 @@ def test_the_summary_sets_the_published_figures_beside_the_measured_ones(table):
         summary | {"model": "m", "protocol": "corrected", "overlap": [], "pinned": None}, "Coupling"
     )
     assert "| EM | pre-baked | 0.0 | 0.0 (0.0–" in text and "nan" not in text
+
+
+def test_adapters_drawn_alike_are_told_and_those_drawn_apart_are_not(table):
+    rows = pd.DataFrame({
+        "first": "coupling/em", "second": ["coupling/em_prebaked", "coupling/em_ep4"] * 2, "seed": 1,
+        "space": ["reads", "reads", "writes", "writes"], "overlap": [0.4, 0.03, 0.07, 0.08],
+        "expected": [0.028, 0.028, 0.034, 0.034], "above_chance": 1.0, "modules": 42,
+    })  # fmt: skip
+    overlaps = rows.assign(ratio=rows["overlap"] / rows["expected"])
+    (told,) = (n for n in coupling_claims.summarise(table, overlaps, EMPTY_SHIFT, made.OPTIONS, None)["caveats"]
+               if "one seed" in n)  # fmt: skip
+    assert told.startswith("em and em_prebaked: these adapters read in common 14 times") and "em_ep4" not in told
+    text = coupling_claims.disjoint_modules_rescue(table, overlaps)["text"]
+    assert "reads: overlap 0.030 to 0.400 over 2 pair(s) of adapters, chance 0.028, largest em and em_prebaked" in text
+    assert "writes: overlap 0.070 to 0.080 over 2 pair(s) of adapters, chance 0.034, largest em and em_ep4" in text
 
 
 def test_the_printed_percentages_are_whole_counts_of_280():

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 import pytest
+from scipy.stats import norm
 
-from recipe_builders import OPTIONS, decided, options, point, regularised, rehearsed, steps, table
-from spillover import mixing_curves, recipe_claims
+from recipe_builders import OPTIONS, PUBLISHED_RULE, decided, options, point, regularised, rehearsed, steps, table
+from spillover import mixing_curves, recipe_checks, recipe_claims
 from spillover.recipe_claims import NOT_SUPPORTED, SUPPORTED, UNDECIDED
 
 
@@ -84,6 +86,22 @@ def test_mixing_is_compared_with_steering_with_none_and_with_the_same_exposure()
     row = frame[(frame["share"] == 0.5) & (frame["against"] == "same exposure") & (frame["quantity"] == "kept")].iloc[0]
     assert row["other"] == "bad_advice_alone0.5"
     assert row["difference"] == pytest.approx(0.65) and row["low"] == pytest.approx(0.65 - 0.05 * 2**0.5)
+
+
+@pytest.mark.parametrize(("others", "expected"), [(0, "appears"), (7, "undecided")])
+def test_one_clear_mixture_among_many_is_what_chance_gives(others, expected):
+    rows = [{"run": "clear", "difference": 0.08, "low": 0.005, "high": 0.155}]
+    rows += [{"run": f"other{n}", "difference": 0.0, "low": -0.1, "high": 0.1} for n in range(others)]
+    conduct = pd.DataFrame(columns=["run", "seed", "checkpoint", "cell", "measure", "hits", "n", "rate"])
+    mixtures = pd.DataFrame(rows).assign(other="plain", against="no mixture", quantity="kept")
+    found = {
+        c["claim"]: c
+        for c in recipe_checks.checks(table(*steps()), conduct, mixtures, OPTIONS | {"published": PUBLISHED_RULE})
+    }
+    mixing = found["mixing keeps more geometry than no mixture"]
+    assert mixing["verdict"] == expected
+    wider = norm.ppf(1 - 0.025 / (1 + others)) / norm.ppf(0.975)
+    assert mixing["low"] == pytest.approx(0.08 - 0.075 * wider)
 
 
 def test_the_threshold_of_a_known_line():

@@ -20,7 +20,7 @@ from spillover import (
 )
 
 NO_OVERLAPS = pd.DataFrame(
-    columns=["first", "second", "seed", "space", "overlap", "expected", "above_chance", "modules"]
+    columns=["first", "second", "seed", "space", "overlap", "expected", "above_chance", "modules", "ratio"]
 )
 
 

@@ -22,6 +22,9 @@ from spillover.equivalence import (
 
 APPEARS, ABSENT, UNDECIDED, NOT_TESTED = "appears", "does not appear", "undecided", "not tested"
 LOST = {"destroyed", "weakened"}
+ALIKE = 5.0
+"""Times the overlap that chance gives, above which two adapters were drawn alike: drawn apart, they stay near 1 however
+they are trained."""
 NAMES = {"em": "EM", "benign": "benign", BASE: "no first fine-tune"}
 
 
@@ -51,7 +54,7 @@ def summarise(
     return {
         "answer": answer(main),
         "claims": claims,
-        "caveats": caveats(table, options),
+        "caveats": caveats(table, options) + alike_from_the_start(overlaps),
         "conditions": table.drop(columns=["items"], errors="ignore").to_dict("records"),
         "published": differences(main, published),
         "options": dict(options),
@@ -257,11 +260,20 @@ def scale_matters(table: pd.DataFrame, options: Mapping) -> dict:
 def disjoint_modules_rescue(table: pd.DataFrame, overlaps: pd.DataFrame) -> dict:
     """Question 2: coupling survives when the two adapters share no module; with how far their subspaces overlap."""
     texts = [
-        f"{r['first']} and {r['second'].split('/')[-1]}, {r['space']}: overlap {r['overlap']:.3f}, chance "
-        f"{r['expected']:.3f}, above chance in {100 * r['above_chance']:.0f} % of {r['modules']:.0f} modules"
-        for _, r in overlaps.assign(first=overlaps["first"].str.split("/").str[-1]).iterrows()
+        f"{space}: overlap {_range(rows['overlap'])} over {len(rows)} pair(s) of adapters, chance "
+        f"{_range(rows['expected'])}, largest {_pair(rows.loc[rows['ratio'].idxmax()])}"
+        for space, rows in overlaps.groupby("space", sort=False)
     ]
     return _rescue(table, "disjoint modules", "disjoint modules rescue coupling", texts)
+
+
+def _range(values: pd.Series) -> str:
+    low, high = f"{values.min():.3f}", f"{values.max():.3f}"
+    return low if low == high else f"{low} to {high}"
+
+
+def _pair(row: pd.Series) -> str:
+    return f"{row['first'].split('/')[-1]} and {row['second'].split('/')[-1]}"
 
 
 def needs_lora(table: pd.DataFrame) -> dict:
@@ -331,6 +343,20 @@ def caveats(table: pd.DataFrame, options: Mapping) -> list[str]:
             f"{_name(row)}, {row['habit']}: not selective, a bystander shows it in {_percent(row['max_bystander'])} %."
         )
     return notes
+
+
+def alike_from_the_start(overlaps: pd.DataFrame) -> list[str]:
+    """That pairs of adapters read alike because of how they were drawn, where their overlap says so."""
+    pairs = overlaps[(overlaps["space"] == "reads") & (overlaps["ratio"] >= ALIKE)]
+    if pairs.empty:
+        return []
+    ratios = " to ".join(dict.fromkeys(f"{ratio:.0f}" for ratio in (pairs["ratio"].min(), pairs["ratio"].max())))
+    names = "; ".join(dict.fromkeys(_pair(row) for _, row in pairs.iterrows()))
+    return [
+        f"{names}: these adapters read in common {ratios} times what chance gives. Both of a pair were trained on the "
+        "untrained model with one seed, so they began from equal factors; what the second loses on top of the first "
+        "may be due to that."
+    ]
 
 
 def differences(main: pd.DataFrame, published: Mapping | None) -> list[dict]:

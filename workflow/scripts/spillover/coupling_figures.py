@@ -156,15 +156,15 @@ def _conditions(axes: Axes, plain: pd.DataFrame, published: Mapping | None) -> N
 
 
 def _losses(axes: Axes, rows: pd.DataFrame) -> None:
+    # each first fine-tune has its labels at a side of its own: neighbouring points have other ones
+    sides = dict(
+        zip(dict.fromkeys(rows["first"]), [((-6, -9), "right"), ((5, -9), "left"), ((5, 4), "left")], strict=False)
+    )
     for _, row in rows[rows["setting"] == ""].iterrows():
         _point(axes, row["last_loss"], row)
-        axes.annotate(
-            f"{row['epochs']:g} ep",
-            (row["last_loss"], row["rate"]),
-            xytext=(5, 4),
-            textcoords="offset points",
-            fontsize=6,
-        )
+        offset, side = sides.get(row["first"], ((5, 4), "left"))
+        words = {"xytext": offset, "textcoords": "offset points", "ha": side, "fontsize": 6}
+        axes.annotate(f"{row['epochs']:g} ep", (row["last_loss"], row["rate"]), **words)
     plots.percent_axis(axes)
     axes.set_title("Training loss beside expression", loc="left", fontweight="bold")
     axes.set(xlabel="loss, mean of the last ten steps", ylabel="source persona, %", xscale="log")

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import pandas as pd
+from scipy.stats import norm
 
 from . import recipe_rule
 from .equivalence import fewest_deciding, rows_for_difference, rows_for_gap
@@ -111,14 +112,17 @@ def _mixing_against(contrasts: pd.DataFrame, against: str) -> dict:
     )
     if not len(rows):
         return {"claim": claim, "verdict": UNTESTED, "text": "No mixture and its counterpart were both trained."}
-    # a mixture is clear of 0 if it is so with every seed
+    # a mixture is clear of 0 if it is so with every seed; Bonferroni over the mixtures, since one clear one decides
     mixtures = rows.groupby(["run", "other"], as_index=False).agg({"difference": "mean", "low": "min", "high": "max"})
+    wider = norm.ppf(1 - 0.025 / len(mixtures)) / norm.ppf(0.975)
+    mixtures["low"] = mixtures["difference"] - wider * (mixtures["difference"] - mixtures["low"])
+    mixtures["high"] = mixtures["difference"] + wider * (mixtures["high"] - mixtures["difference"])
     above, below = int((mixtures["low"] > 0).sum()), int((mixtures["high"] < 0).sum())
     best = mixtures.loc[mixtures["difference"].idxmax()]
     text = (
         f"{above} of {len(mixtures)} mixtures keep clearly more of the distance from collapse, {below} clearly less. "
         f"Largest difference: {best['run']} against {best['other']}, {best['difference']:+.2f} ({best['low']:+.2f} to "
-        f"{best['high']:+.2f})."
+        f"{best['high']:+.2f}, 95 % for all mixtures together)."
     )
     verdict = APPEARS if above and not below else ABSENT if below and not above else UNDECIDED
     return {"claim": claim, "verdict": verdict, "text": text, "estimate": best["difference"], "low": best["low"],
