@@ -19,7 +19,7 @@ PARTS = {
 def write_tables(result: dict) -> str:
     """Markdown: hardware, versions, one row an arm with seconds for all adapters, itemised."""
     packages = ", ".join(f"{name} {version}" for name, version in result.get("packages", {}).items())
-    wanted = result.get("adapters", 0)
+    wanted, warm = result.get("adapters", 0), "warm ours" in result["stages"]
     lines = [
         "# Evaluating adapters: one engine for all, and merging with a fresh engine for each",
         "",
@@ -29,8 +29,8 @@ def write_tables(result: dict) -> str:
         f"Random weights of the Qwen2.5-7B shape, {wanted} adapters of rank 32 on all linear modules, each completing "
         f"{result.get('completions', 0):,} prompts by {result.get('tokens', 0)} tokens at temperature 1. The baseline "
         "merges through PEFT, writes all weights and starts vLLM at its own settings with a warm compile cache; ours "
-        "puts adapters on a running engine, compiled anew where it is compiled, seeds every completion by itself, "
-        f"checks that every adapter is applied, and also scores {result.get('items', 0):,} multiple-choice questions, "
+        f"puts adapters on a running engine{'' if warm else ', compiled anew where it is compiled'}, seeds every "
+        f"completion by itself, checks that every adapter is applied, and also scores {result.get('items', 0):,} multiple-choice questions, "
         "which the baseline does not.",
         "",
         "| arm | timed | seconds for all | against the baseline | tokens/s while generating | memory |",

@@ -62,14 +62,29 @@ def summarise(
 
 
 def answer(main: pd.DataFrame) -> str:
-    """One or two sentences on the experiment's question."""
+    """One or two sentences on the experiment's question: first the verdicts, then the rates behind them."""
     coupled = main[(main["first"] != BASE) & (main["arm"] == SCRATCH)]
     if coupled.empty:
         return "No coupling after a first fine-tune was run."
-    parts = [f"{_name(row)} {_rate(row)} ({row['verdict']})" for _, row in coupled.iterrows()]
-    plain = select(main, first=BASE, arm=SCRATCH)
-    before = "; ".join(f"{_name(row)} {_rate(row)}" for _, row in plain.iterrows())
-    return f"Source persona's replies with the marker, coupled from scratch: {'; '.join(parts)}. Against {before}."
+    counts = coupled["verdict"].value_counts(sort=False)
+    verdicts = ", ".join(f"{verdict} in {count}" for verdict, count in counts.items())
+    told = [
+        f"Taught from scratch after another fine-tune, the marker is {verdicts} of {len(coupled)} conditions: "
+        f"{_against(main, coupled, SCRATCH)}"
+    ]
+    baked = main[(main["first"] != BASE) & (main["arm"] == PREBAKED)]
+    if len(baked):
+        told.append(f"The adapter made before: {_against(main, baked, PREBAKED)}")
+    return " ".join(told)
+
+
+def _against(main: pd.DataFrame, rows: pd.DataFrame, arm: str) -> str:
+    parts = []
+    for _, row in rows.iterrows():
+        epochs = "" if pd.isna(row["epochs"]) else f", {row['epochs']:g} epochs"
+        parts.append(f"{NAMES.get(row['first'], row['first'])}{epochs} {_rate(row)}")
+    plain = [f"{_percent(row['rate'])} %" for _, row in select(main, first=BASE, arm=arm).iterrows()]
+    return f"{'; '.join(parts)}; without another fine-tune {' and '.join(plain) or 'not run'}."
 
 
 def destroyed_by_any(main: pd.DataFrame, options: Mapping) -> dict:
