@@ -2,10 +2,10 @@
 
 One run on one GPU with random weights of the true Qwen2.5-7B shape: the speed of generation does not depend on what the
 weights are. Every adapter (rank 32, all linear modules) completes the same 2,200 prompts (11 personas x 20 questions x
-10 samples) by 200 tokens. Each stage is a process of its own, so every start is real. Compiled graphs
-are cached by stages that are not counted (--cold leaves ours out: then ours compiles within what is counted). A stage
-that has a result in --out is not run again: after an interruption the same command goes on (on the same machine: --work
-must still be there).
+10 samples) by 200 tokens. Each stage is a process of its own, so every start is real. Compiled graphs are cached by
+stages that are not counted (--cold leaves ours out: it then compiles within what is counted). A stage that has a result
+in --out is not run again: after an interruption the same command goes on (on the same machine: --work must still be
+there).
 
     python benchmarks/evaluation/run.py --out benchmarks/evaluation
 

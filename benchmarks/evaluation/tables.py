@@ -30,8 +30,8 @@ def write_tables(result: dict) -> str:
         f"{result.get('completions', 0):,} prompts by {result.get('tokens', 0)} tokens at temperature 1. The baseline "
         "merges through PEFT, writes all weights and starts vLLM at its own settings with a warm compile cache; ours "
         f"puts adapters on a running engine{'' if warm else ', compiled anew where it is compiled'}, seeds every "
-        f"completion by itself, checks that every adapter is applied, and also scores {result.get('items', 0):,} multiple-choice questions, "
-        "which the baseline does not.",
+        "completion by itself, checks that every adapter is applied, and also scores "
+        f"{result.get('items', 0):,} multiple-choice questions, which the baseline does not.",
         "",
         "| arm | timed | seconds for all | against the baseline | tokens/s while generating | memory |",
         "|---|---|---|---|---|---|",
