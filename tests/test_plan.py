@@ -286,6 +286,19 @@ def test_a_hub_data_set_is_pinned_to_a_commit(experiments):
     assert "sources.tulu.revision: 'main' does not have the form" in experiments.mistake()
 
 
+@pytest.mark.parametrize(
+    ("source", "missing"),
+    [
+        ({"kind": "small_world", "rows": 9}, "material"),
+        ({"kind": "hub", "path": "acme/rows", "revision": "a" * 40}, "rows"),
+        ({"kind": "file"}, "path"),
+    ],
+)
+def test_a_source_has_the_keys_that_its_kind_needs(experiments, source, missing):
+    experiments.config["sources"]["tulu"] = source
+    assert f"sources.tulu: the key '{missing}' is missing" in experiments.mistake()
+
+
 def test_a_key_given_twice_is_refused_with_its_line(tmp_path):
     path = tmp_path / "x.yaml"
     path.write_text("seeds: [1]\ntitle: a\nseeds: [2]\n")
