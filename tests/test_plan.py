@@ -281,6 +281,15 @@ def test_an_unknown_experiment_in_the_config_is_named_with_the_known_ones(experi
     assert "did you mean 'language_spill'" in experiments.mistake()
 
 
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [("jp", "; did you mean 'ja'? Known: en, es,"), ("sp", ". Known: en, es,"), ("xx", ". Known: en, es,")],
+)
+def test_a_language_is_guessed_only_where_one_is_closest(experiments, code, said):
+    experiments.edit("language_spill", lambda c: c["conditions"]["fr_it"].update(completion=code))
+    assert f"conditions.fr_it.completion: '{code}' is no known language{said}" in experiments.mistake()
+
+
 def test_a_hub_data_set_is_pinned_to_a_commit(experiments):
     experiments.config["sources"]["tulu"]["revision"] = "main"
     assert "sources.tulu.revision: 'main' does not have the form" in experiments.mistake()
