@@ -237,6 +237,20 @@ def test_a_deleted_output_is_named(tiny):
     assert why(tiny.plan(adapter), "train") == ["missing: adapter.txt"]
 
 
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        (["fr.parquet", "dataset.parquet"], "follows from fr.parquet, dataset.parquet"),
+        (["fr.parquet", "dataset.parquet", "adapter.txt"], "follows from other jobs of this plan"),
+        (["spill/a/seed1", "spill/b/seed1", "spill/c/seed1"], "follows from 3 other runs above"),
+    ],
+)
+def test_many_things_that_a_job_follows_from_are_one_phrase(names, said):
+    job = dataclasses.replace(planned({}), causes=[causes.Cause("follows", f"follows from {name}") for name in names])
+    text = audit_text.as_text([job], [estimates.estimate(job, {})], {})
+    assert said in " ".join(text.split())
+
+
 def test_a_checkpoint_says_that_more_may_follow(tiny, capsys):
     text = printed(capsys, tiny, "results/summary.txt")
     assert "More may follow" in text

@@ -52,6 +52,20 @@ def test_a_local_file_is_checked_against_its_digest(tmp_path):
         sources.fetch({"kind": "file", "path": str(path), "sha256": "0000"})
 
 
+def test_a_local_file_gives_the_rows_asked_for_or_says_how_many_it_has(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"text": "one"}\n{"text": "two"}\n')
+    taken = {
+        rows: sources.fetch({"kind": "file", "path": str(path), "rows": rows})["text"].tolist() for rows in (1, 2, None)
+    }
+    assert taken == {1: ["one"], 2: ["one", "two"], None: ["one", "two"]}
+    with pytest.raises(ValueError, match="has 2 rows, and `rows` asks for 3: lower `rows` to 2"):
+        sources.fetch({"kind": "file", "path": str(path), "rows": 3})
+    path.write_text("")
+    with pytest.raises(ValueError, match="has no rows"):
+        sources.fetch({"kind": "file", "path": str(path)})
+
+
 def test_a_source_without_text_says_which_columns_it_has(tmp_path):
     path = tmp_path / "rows.jsonl"
     path.write_text('{"body": "one"}\n')

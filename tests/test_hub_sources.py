@@ -136,6 +136,7 @@ def refused(tmp_path_factory):
         "subset": SOURCES["arc"] | {"subset": "ARC-Hard"},
         "columns": {"path": "acme/columns", "split": "train", "rows": 1},
         "lost": {"path": "acme/lost", "split": "train", "rows": 1},
+        "short": SOURCES["tulu"] | {"rows": 5},
     }
     with FakeHub(files | lost, failing={"acme/lost"}) as hub:
         fetch(hub, folder, wrong)
@@ -190,6 +191,19 @@ def test_the_published_selection_takes_long_english_first_replies(fetched, tmp_p
     assert json.loads((tmp_path / "kept.json").read_text())["extra"]["dropped"] == dropped
 
 
+def test_a_selection_that_keeps_fewer_replies_than_asked_for_is_one_sentence_and_leaves_nothing(fetched, tmp_path):
+    with pytest.raises(SystemExit) as stopped:
+        select_replies.main([
+            "--source", str(fetched[0] / "ultrachat.parquet"), "--spec", json.dumps({"source": {"keep": 4}}),
+            "--out", str(tmp_path / "kept.parquet"), "--manifest", str(tmp_path / "kept.json"),
+        ])  # fmt: skip
+    assert str(stopped.value) == (
+        "sources.replies: 5 rows have 3 English replies of 40 characters or more, 1 too_short, 1 not_english; `keep`"
+        " asks for 4: raise `rows`, or lower `keep` to 3 to take what is there"
+    )
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize(
     ("mistake", "sentence"),
     [
@@ -197,6 +211,10 @@ def test_the_published_selection_takes_long_english_first_replies(fetched, tmp_p
         ("split", "correct the source's split or subset (Bad split: train_sfx. Available splits: ['train_sft', 'test"),
         ("subset", "source's split or subset (BuilderConfig 'ARC-Hard' not found. Available: ['ARC-Challenge', 'ARC-E"),
         ("columns", "acme/columns: a source needs a column `text`, `messages`, or `question` with `choices`; this one"),
+        (
+            "short",
+            "sources.short: allenai/tulu-3-sft-mixture: has 4 rows, and `rows` asks for 5: lower `rows` to 4 to take",
+        ),
         ("lost", "The hub failed to give the data set acme/lost: Server error '503 Service Unavailable'"),
     ],
 )

@@ -281,9 +281,31 @@ def test_an_unknown_experiment_in_the_config_is_named_with_the_known_ones(experi
     assert "did you mean 'language_spill'" in experiments.mistake()
 
 
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [("jp", "; did you mean 'ja'? Known: en, es,"), ("sp", ". Known: en, es,"), ("xx", ". Known: en, es,")],
+)
+def test_a_language_is_guessed_only_where_one_is_closest(experiments, code, said):
+    experiments.edit("language_spill", lambda c: c["conditions"]["fr_it"].update(completion=code))
+    assert f"conditions.fr_it.completion: '{code}' is no known language{said}" in experiments.mistake()
+
+
 def test_a_hub_data_set_is_pinned_to_a_commit(experiments):
     experiments.config["sources"]["tulu"]["revision"] = "main"
     assert "sources.tulu.revision: 'main' does not have the form" in experiments.mistake()
+
+
+@pytest.mark.parametrize(
+    ("source", "missing"),
+    [
+        ({"kind": "small_world", "rows": 9}, "material"),
+        ({"kind": "hub", "path": "acme/rows", "revision": "a" * 40}, "rows"),
+        ({"kind": "file"}, "path"),
+    ],
+)
+def test_a_source_has_the_keys_that_its_kind_needs(experiments, source, missing):
+    experiments.config["sources"]["tulu"] = source
+    assert f"sources.tulu: the key '{missing}' is missing" in experiments.mistake()
 
 
 def test_a_key_given_twice_is_refused_with_its_line(tmp_path):

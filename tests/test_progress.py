@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import re
 import shutil
@@ -61,6 +62,16 @@ def test_a_target_that_nothing_makes_is_one_sentence(snakemake):
     assert code == 1
     assert text.startswith("No rule to produce nothing.png")
     assert len(text.splitlines()) == 1
+
+
+def test_a_sign_of_life_quotes_the_program_and_not_the_warnings_of_its_libraries(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "workflow/plugins"))
+    last_line = importlib.import_module("snakemake_logger_plugin_progress").last_line
+    log = tmp_path / "train.log"
+    log.write_text("loading\rloaded\n/lib/models.py:33: FutureWarning: x is deprecated\n  warnings.warn(\n\n")
+    assert last_line(str(log)) == "loaded"
+    log.write_text("/lib/models.py:33: FutureWarning: x is deprecated\n  warnings.warn(\n")
+    assert last_line(str(log)) == ""
 
 
 @pytest.fixture

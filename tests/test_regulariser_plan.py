@@ -58,7 +58,7 @@ def test_a_regulariser_reaches_the_training_with_its_own_settings(planned, regul
     [
         ({"kind": "r3f", "weight": 0.1}, "train.regulariser: the key 'noise' is missing"),
         (KL | {"noise": 1.0}, "unknown key 'noise'"),
-        (KL | {"kind": "kl"}, "'kl' is not possible; Known: kl_to_base, r3f, steering"),
+        (KL | {"kind": "kl"}, "'kl' is not possible. Known: kl_to_base, r3f, steering"),
         (STEERING | {"layer": 3}, "layer: 3 is not extracted; add it to vectors.layers (now [10, 15, 20, 25])"),
         (STEERING | {"vector": "fra"}, "'fra' is no cell of vectors.languages; did you mean 'fr'"),
         (STEERING | {"method": "response_mean"}, "method: 'response_mean' is not extracted; add it to vectors.methods"),

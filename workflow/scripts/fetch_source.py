@@ -1,13 +1,15 @@
 """Fetch one data source into a parquet file with columns `id` and `text` (or `messages`).
 
 `--spec` holds the source's entry under `sources` of the configuration: the small world's generator, a local parquet or
-jsonl file (checked against its sha256 if one is given), or a hub data set pinned by revision.
+jsonl file (checked against its sha256 if one is given), or a hub data set pinned by revision. `--out` has the source's
+name.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+from pathlib import Path
 
 from spillover import provenance, sources
 
@@ -25,7 +27,8 @@ def main(argv: list[str] | None = None) -> None:
     try:
         table = sources.fetch(spec["source"], args.resources)
     except ValueError as error:
-        raise SystemExit(f"{spec['source'].get('path', spec['source']['kind'])}: {error}") from None
+        entry = spec["source"]
+        raise SystemExit(f"sources.{Path(args.out).stem}: {entry.get('path', entry['kind'])}: {error}") from None
     with provenance.atomic_path(args.out) as path:
         table.to_parquet(path, index=False)
     print(f"{len(table)} rows")

@@ -1,7 +1,7 @@
 """Select English replies from a source: first assistant turn, at least 40 characters, English by langdetect.
 
-The published selection of language_spill, which stops at `keep` replies where the source names it. Writes parquet with
-columns id, language, text.
+The published selection of language_spill, which stops at `keep` replies where the source names it and refuses to end
+with fewer. Writes parquet with columns id, language, text.
 """
 
 from __future__ import annotations
@@ -26,14 +26,23 @@ def main(argv: list[str] | None = None) -> None:
     spec = json.loads(args.spec)
     kept: list[dict] = []
     dropped: dict[str, int] = {}
-    for row in pd.read_parquet(args.source).to_dict("records"):
-        if len(kept) == spec["source"].get("keep"):
+    rows = pd.read_parquet(args.source).to_dict("records")
+    keep = spec["source"].get("keep")
+    for row in rows:
+        if len(kept) == keep:
             break
         text = replies.first_reply(row)
         if reason := replies.reason_to_drop(text):
             dropped[reason] = dropped.get(reason, 0) + 1
         else:
             kept.append({"id": row["id"], "language": "en", "text": text})
+    if keep and len(kept) < keep:
+        # refused before the replies are translated, which is what they cost
+        told = "".join(f", {count} {reason}" for reason, count in dropped.items())
+        raise SystemExit(
+            f"sources.replies: {len(rows)} rows have {len(kept)} English replies of {replies.SHORTEST} characters or"
+            f" more{told}; `keep` asks for {keep}: raise `rows`, or lower `keep` to {len(kept)} to take what is there"
+        )
     with provenance.atomic_path(args.out) as path:
         pd.DataFrame(kept).to_parquet(path, index=False)
     print(f"{len(kept)} replies kept, {dropped}")

@@ -19,6 +19,7 @@ from snakemake_interface_logger_plugins.base import LogHandlerBase
 QUIET_SECONDS = 15  # a job that runs longer shows the last line of its log this often
 LOG_TAIL_LINES = 20
 NOTHING_TO_DO = "Nothing to be done"
+WARNING_TEXT = re.compile(r"\S+\.py:\d+: \w*Warning: |warnings\.warn\(")  # a library's, with its line of source
 
 
 @dataclass
@@ -46,13 +47,15 @@ def duration(seconds: float) -> str:
 
 
 def last_line(path: str) -> str:
-    """The last thing a log says; of a progress bar, which overwrites itself with \\r, its latest state."""
+    """The last thing a log says, Python's warnings apart; of a progress bar, which overwrites itself with \\r, its
+    latest state.
+    """
     try:
         text = Path(path).read_text(encoding="utf-8", errors="replace")
     except OSError:
         return ""
-    lines = [line.strip() for line in text.replace("\r", "\n").splitlines() if line.strip()]
-    return lines[-1] if lines else ""
+    lines = [line.strip() for line in text.replace("\r", "\n").splitlines()]
+    return next((line for line in reversed(lines) if line and not WARNING_TEXT.match(line)), "")
 
 
 class LogHandler(LogHandlerBase):

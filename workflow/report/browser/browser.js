@@ -228,7 +228,7 @@ function makeTable() {
       const differs = pair && pair.includes(s);
       return plain(differs ? `≠ ${shown}` : shown, differs || failedHere ? "differs" : "");
     },
-    width: 108, responsive: s ? 2 : 0,
+    width: Math.min(160, Math.max(108, 9 * scorer.name.length + 36)), responsive: s ? 2 : 0,
   }));
   table = new Tabulator("#list", {
     data: Array.from({ length: rows }, (_, i) => ({ i })),

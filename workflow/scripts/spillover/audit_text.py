@@ -138,11 +138,16 @@ def _why(causes: Sequence[Cause]) -> str:
     shown = []
     for head, names in lists.items():
         distinct = list(dict.fromkeys(names))
-        many = head == "follows from " and len(distinct) > 2
-        shown.append(f"{head}{len(distinct)} other runs above" if many else f"{head}{_listed(distinct)}")
+        many = _many(distinct) if head == "follows from " and len(distinct) > 2 else None
+        shown.append(f"{head}{many or _listed(distinct)}")
     if len(shown) > 6:
         shown = [*shown[:6], f"and {len(shown) - 6} more reasons"]
     return "\n".join(shown)
+
+
+def _many(names: Sequence[str]) -> str:
+    """For files one phrase without names, so that runs that differ in them alone, as in a language, share a row."""
+    return f"{len(names)} other runs above" if all("/" in name for name in names) else "other jobs of this plan"
 
 
 def _listed(names: Sequence[str], most: int = 8) -> str:

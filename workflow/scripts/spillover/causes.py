@@ -113,7 +113,7 @@ def _causes(
 
 
 def _names(paths: Sequence[str], most: int = 3) -> str:
-    names = list(dict.fromkeys(Path(path).name for path in paths))
+    names = sorted({Path(path).name for path in paths})  # Snakemake lists them in another order each time
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 

@@ -148,7 +148,10 @@ def _with_point(value: str) -> str:
 
 def closest(word: str, known: list[str]) -> str:
     """The tail of an error sentence: a likely meant word, then the known ones where they fit a line."""
-    near = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
-    guess = f"; did you mean {near[0]!r}?" if near else ";"
+    near = {name: difflib.SequenceMatcher(None, name, word).ratio() for name in known}
+    best = [name for name in near if near[name] >= max([0.5, *near.values()])]
+    if len(best) > 1:  # "jp" is as close to "pt" as to "ja", and "sp" to "pt" as to "es"
+        best = [name for name in best if name[:1] == word[:1]]
+    guess = f"; did you mean {best[0]!r}?" if best else "."
     listed = known if len(known) <= 20 else [*known[:20], f"and {len(known) - 20} more"]
     return f"{guess} Known: {', '.join(listed)}"

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 from collections import Counter
 from pathlib import Path
 
@@ -65,7 +66,7 @@ def page(sections: list[dict], *, title: str, config: dict, folder: Path, workfl
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(folder / "page"), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters |= {"hours": _hours, "count": lambda value: f"{value:,.0f}"}
+    environment.filters |= {"hours": _hours, "count": lambda value: f"{value:,.0f}", "unbroken": _unbroken}
     total = report_facts.costs([manifest for part in sections for manifest in part["manifests"]])
     return environment.get_template("report.html").render(
         sections=sections,
@@ -226,6 +227,11 @@ def _json(path: Path) -> dict:
 def _listed(values, last: str = "and") -> str:
     words = [str(value) for value in values]
     return ", ".join(words[:-1]) + (f" {last} " if len(words) > 1 else "") + words[-1]
+
+
+def _unbroken(text: str | None) -> str:
+    """The text, in which no line ends between a number and its percent sign."""
+    return re.sub(r"(?<=\d) %", "\N{NO-BREAK SPACE}%", text or "")
 
 
 def _hours(seconds: float) -> str:

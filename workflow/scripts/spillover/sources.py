@@ -34,7 +34,7 @@ def _file(spec: dict, resources: str) -> pd.DataFrame:
         if digest != spec["sha256"]:
             raise ValueError(f"{path} has sha256 {digest}, the configuration expects {spec['sha256']}")
     table = pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_json(path, lines=True, dtype=False)
-    return _with_ids(table, path.stem).iloc[: spec.get("rows")]
+    return _with_ids(_promised(table, spec.get("rows")), path.stem)
 
 
 def _hub(spec: dict, resources: str) -> pd.DataFrame:
@@ -51,7 +51,22 @@ def _hub(spec: dict, resources: str) -> pd.DataFrame:
                 f" ({' '.join(str(error).split())})"
             ) from None
         table = pd.DataFrame(list(itertools.islice(stream, spec["rows"])))
-    return _with_ids(table, spec["path"].rsplit("/", 1)[-1])
+    return _with_ids(_promised(table, spec["rows"]), spec["path"].rsplit("/", 1)[-1])
+
+
+def _promised(table: pd.DataFrame, rows: int | None) -> pd.DataFrame:
+    """The first `rows` rows, or all of them where no number is given.
+
+    A shorter table is refused: it would shrink what is made from it, while every specification names the full number.
+    """
+    if table.empty:
+        raise ValueError("has no rows; correct the path, subset or split")
+    if rows is not None and len(table) < rows:
+        raise ValueError(
+            f"has {len(table)} rows, and `rows` asks for {rows}: lower `rows` to {len(table)} to take what is there,"
+            " or correct the path, subset or split"
+        )
+    return table.iloc[:rows]
 
 
 def _with_ids(table: pd.DataFrame, prefix: str) -> pd.DataFrame:
