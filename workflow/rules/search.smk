@@ -61,6 +61,28 @@ def of_phases_reached(method):
     return get
 
 
+def of_runs_reached(method, *arguments):
+    """Input or params function for any experiment: one without phases is known whole and has reached none."""
+
+    def get(wildcards):
+        experiment = wildcards.experiment
+        phased = PLAN.experiments[experiment]["phases"]
+        return method(experiment, reached(experiment) if phased else [], *arguments)
+
+    return get
+
+
+def points_reached(wildcards):
+    """The points of the phases reached; none where an experiment has no phases."""
+    phased = PLAN.experiments[wildcards.experiment]["phases"]
+    return beside_decisions("points.parquet")(wildcards) if phased else []
+
+
+def search_flags(wildcards, input):
+    """What alarms are told of a phased search alone."""
+    return f"--measures {input.measures} --points {input.points} --scorers-may-agree" if input.points else ""
+
+
 def passing_sweeps(wildcards):
     """Vectors over all layers of what passed; none where no sweep is asked for, and then no record is waited for."""
     experiment = wildcards.experiment

@@ -456,15 +456,15 @@ class Files:
         return [f"{self.root}/{name}/analysis/summary.json" for name in names]
 
     def alarms(self) -> list[str]:
-        """The alarms of every experiment whose models answer prompts, and whose runs are all known beforehand."""
+        """The alarms of every experiment whose models answer prompts, and of every phased search."""
         names = [Path(path).parts[-3] for path in self.summaries()]
-        answering = [name for name in names if self._answers(self.plan.experiments[name])]
-        return [f"{self.root}/{name}/analysis/alarms.json" for name in answering]
+        looked_at = [name for name in names if self._compared(self.plan.experiments[name])]
+        return [f"{self.root}/{name}/analysis/alarms.json" for name in looked_at]
 
     @staticmethod
-    def _answers(settings: dict) -> bool:
+    def _compared(settings: dict) -> bool:
         kinds = {suite["kind"] for suite in settings["suites"].values()}
-        return bool(kinds & set(GENERATING) and settings["scorers"] and not settings["phases"])
+        return bool(settings["phases"] or kinds & set(GENERATING) and settings["scorers"])
 
     def sweep_cells(self, experiment: str) -> list[str]:
         """The cells of the marker sweep that an experiment's options name, where that sweep is part of the plan."""
