@@ -18,13 +18,13 @@ include: "workflow/rules/replay.smk" if CONFIG["replay"] else "workflow/rules/ge
 include: "workflow/rules/score.smk"
 include: "workflow/rules/vectors.smk"
 include: "workflow/rules/analysis.smk"
-include: "workflow/rules/claims.smk"
 include: "workflow/rules/marker_rates.smk"
 include: "workflow/rules/coupling.smk"
 include: "workflow/rules/convergence.smk"
 include: "workflow/rules/marker_sweep.smk"
 include: "workflow/rules/search.smk"
 include: "workflow/rules/recipes.smk"
+include: "workflow/rules/claims.smk"
 include: "workflow/rules/report.smk"
 
 

@@ -118,6 +118,119 @@ def test_two_models_alone_do_not_make_a_metric_constant():
     assert alarms.constant_metrics(rates) == []
 
 
+SEARCHED = ("base", "steps", "kl0.1", "r3f0.1")
+
+
+def searched() -> dict:
+    """{run: {kind: table}} of a search: replies, losses and labels; every model answers harmlessly."""
+    found = {}
+    for number, name in enumerate(SEARCHED):
+        run = {"run": f"recipes/{name}", "seed": 1}
+        # at the first step of a warm-up the learning rate is 0
+        losses = {"step1": 0, "step9": number} if name == "steps" else {"final": number}
+        measures = [
+            {"suite": "held_out", "item": f"r{i}", "option": -1, "logprob": -10.0 - i - loss, "checkpoint": checkpoint}
+            for checkpoint, loss in losses.items() for i in range(5)
+        ]  # fmt: skip
+        kinds = {"measures": pd.DataFrame(measures)}
+        if name != "steps":
+            replies = [{"suite": "advice", "prompt_id": f"q{i}", "sample": 0, "text": f"{name} {i}"} for i in range(5)]
+            kinds["completions"] = pd.DataFrame(replies).assign(checkpoint="final")
+            scored = {"cell": "default", "scorer": "advice", "label": "good", "outcome": "ok"}
+            kinds["labels"] = kinds["completions"].drop(columns="text").assign(**scored)
+        found[name] = {kind: table.assign(**run) for kind, table in kinds.items()}
+    return found
+
+
+def geometry(**m1) -> pd.DataFrame:
+    listed = {"base": 0.9, "steps": 0.95, "kl0.1": 0.93, "r3f0.1": 0.94} | m1
+    points = [{"run": name, "checkpoint": "final", "m1": value} for name, value in listed.items()]
+    points[0]["checkpoint"], points[1]["checkpoint"] = "step0", "step9"
+    return pd.DataFrame([*points, {"run": "steps", "checkpoint": "step1", "m1": listed["base"]}]).assign(seed=1)
+
+
+@pytest.fixture
+def search_alarms(tmp_path, monkeypatch):
+    """What find_alarms says of a search's tables and points; `trained` names what each run was trained as."""
+    monkeypatch.syspath_prepend(str(ROOT / "workflow/scripts"))
+
+    def raised(found, points=None, trained=None):
+        from find_alarms import main
+
+        arguments, records = ["--scorers-may-agree"], []
+        for name, kinds in found.items():
+            last = "step9" if name == "steps" else "final"
+            record = {"run": f"recipes/{name}", "seed": 1, "tables": list(kinds)}
+            record |= {"early": ["step1"]} if name == "steps" else {}
+            records.append(record | {"trained": {last: (trained or {}).get(name, name)}})
+        for kind in ("completions", "measures", "labels"):
+            arguments.append(f"--{kind}")
+            for name, kinds in found.items():
+                if kind in kinds:
+                    arguments.append(str(tmp_path / f"{name}.{kind}.parquet"))
+                    kinds[kind].to_parquet(arguments[-1], index=False)
+        (geometry() if points is None else points).to_parquet(tmp_path / "steps.points.parquet")
+        out = tmp_path / "alarms.json"
+        main([*arguments, "--points", str(tmp_path / "steps.points.parquet"), "--runs", json.dumps(records),
+              "--out", str(out), "--manifest", str(tmp_path / "manifest.json")])  # fmt: skip
+        return json.loads(out.read_text())
+
+    return raised
+
+
+def copied(found: dict, source: str, target: str, *kinds: str) -> dict:
+    """The search with tables of one run under another's name."""
+    moved = {kind: found[source][kind].assign(run=f"recipes/{target}") for kind in kinds}
+    return found | {target: found[target] | moved}
+
+
+def test_a_search_whose_models_all_answer_harmlessly_raises_no_alarm(search_alarms):
+    assert search_alarms(searched()) == []
+
+
+def test_losses_copied_from_another_recipe_are_caught(search_alarms):
+    (caught,) = search_alarms(copied(searched(), "kl0.1", "r3f0.1", "measures"))
+    assert caught.startswith("recipes/kl0.1 seed 1 final and recipes/r3f0.1 seed 1 final have the same loss")
+    assert "every row of held_out" in caught
+
+
+def test_replies_copied_from_another_recipe_are_caught(search_alarms):
+    (caught,) = search_alarms(copied(searched(), "kl0.1", "r3f0.1", "completions"))
+    assert "kl0.1 seed 1 final and recipes/r3f0.1 seed 1 final gave the same answers word for word" in caught
+
+
+def test_two_recipes_with_one_m1_are_caught(search_alarms):
+    (caught,) = search_alarms(searched(), geometry(**{"kl0.1": 0.94}))
+    assert "recipes/kl0.1 seed 1 final and recipes/r3f0.1 seed 1 final have the same M1 to the last digit" in caught
+
+
+def test_a_recipe_that_ends_as_the_untrained_model_is_caught(search_alarms):
+    """An early checkpoint may still be that model, a last one may not."""
+    (caught,) = search_alarms(copied(searched(), "base", "kl0.1", "measures"))
+    assert "recipes/base seed 1 final and recipes/kl0.1" in caught and "steps" not in caught
+
+
+def test_losses_under_another_run_are_caught(search_alarms):
+    found = searched()
+    found["r3f0.1"]["measures"] = found["kl0.1"]["measures"]
+    assert "5 measures of recipes/r3f0.1 seed 1 say they come from recipes/kl0.1 seed 1" in search_alarms(found)
+
+
+def test_one_training_under_two_names_is_no_copy(search_alarms):
+    found = copied(searched(), "kl0.1", "r3f0.1", "measures", "completions")
+    points = geometry(**{"kl0.1": 0.94})
+    assert len(search_alarms(found, points)) == 3
+    assert search_alarms(found, points, {"kl0.1": "one", "r3f0.1": "one"}) == []
+
+
+def test_a_copy_in_a_search_withholds_its_claims(search_alarms, declared):
+    raised = search_alarms(copied(searched(), "kl0.1", "r3f0.1", "measures"))
+    table = claims.judged(claims.declared(declared), {"my_search": "language_spill"}, {"my_search": SUMMARY},
+                          {"my_search": raised})  # fmt: skip
+    row = table.set_index("experiment").loc["my_search"]
+    assert row["verdict"] == "withheld" and row["alarms"] == raised
+
+
 @pytest.fixture
 def declared(tmp_path):
     keys = dict.fromkeys(claims.DECLARED[2:], "x")

@@ -17,6 +17,7 @@ from spillover.phases import Search
 RECIPES = "config/experiments/recipes.yaml"
 SMALL = ("config/small.yaml", "config/small_all.yaml", "early.yaml")
 FIGURE, PAPER_FIGURE = "results/small/recipes.png", "results/recipes.png"
+ALARMS = "results/small/recipes/analysis/alarms.json"
 PHASE = "results/small/recipes/analysis/phases/{}.json"
 
 
@@ -156,6 +157,36 @@ def test_phases_three_to_five_are_never_planned_once_a_recipe_of_phase_two_passe
     assert [path for path in verdict.input if path.endswith(".json") and "/phases/" in path] == [
         PHASE.format("steps"), PHASE.format("regularise"),
     ]  # fmt: skip
+
+
+def test_alarms_look_at_the_phases_reached_and_ask_for_no_other(small):
+    assert trained(small.plan(ALARMS)) == trained(small.plan(FIGURE)) == {"steps"}
+    assert not [job for job in small.plan(ALARMS) if job[0] == "labels"]
+
+    small.fill(PHASE.format("steps"), content=record())
+    small.fill(PHASE.format("regularise"), content=record("kl0.1@final"))
+    (job,) = [job for job in small.jobs(ALARMS) if job.rule_name == "alarms"]
+    read = {path.removeprefix("results/small/recipes/") for path in job.input if "/code" not in path}
+    names = ("base", "steps", "kl0.1", "r3f0.1")
+    assert {path for path in read if "seed256" in path} == {
+        *(f"{name}/seed256/measures.parquet" for name in names), "base/seed256/completions.parquet",
+    }  # fmt: skip
+    assert {path for path in read if "points" in path} == {
+        "analysis/phases/steps.points.parquet", "analysis/phases/regularise.points.parquet",
+    }  # fmt: skip
+
+
+def test_a_search_is_among_what_claims_wait_for():
+    assert "results/recipes/analysis/alarms.json" in search().files.alarms()
+
+
+def test_a_truncated_schedule_of_every_step_is_known_as_the_whole_one(tmp_path):
+    def truncated(content):
+        content["select"]["groups"].append("truncated_steps")
+
+    records = json.loads(search(truncated, tmp_path).compared_records("recipes", ["steps"]))
+    made = {record["run"]: list(record.get("trained", {}).values()) for record in records}
+    assert made["recipes/steps"] == made["recipes/steps_375"] != made["recipes/steps_200"]
 
 
 def test_all_phases_are_planned_at_once_where_asked_for(small):

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import numpy as np
 import pandas as pd
 import pytest
 from safetensors.numpy import save_file
 
+import find_alarms
 import recipe_phase
 import recipe_verdict
 from recipe_builders import options
@@ -191,3 +193,24 @@ def test_figures_and_tables_are_written(closed):
     kept = contrasts[(contrasts["quantity"] == "kept") & (contrasts["share"] == 0.5)].set_index("against")
     assert (kept["difference"] > 0).all() and set(kept.index) == {"steering", "no mixture", "same exposure"}
     assert len(pd.read_parquet(closed / "points.parquet")) == 10
+
+
+def test_vectors_copied_over_those_of_another_recipe_are_caught(world):
+    names = ["base", "steps", "bad_advice_only", "bad_advice_steering", "bad_advice_instructions0.5"]
+    records = [r for r in world.records if r["run"].split("/")[1] in names]
+    runs = [{"run": r["run"], "seed": 1, "tables": ["measures"], "early": r["checkpoints"][:-1]} for r in records]
+    out = world.root / "alarms.json"
+    arguments = ["--measures", *(f"{r['folder']}/measures.parquet" for r in records), "--scorers-may-agree", "--points",
+                 world.root / "analysis/phases/rehearse.points.parquet", "--runs", json.dumps(runs), "--out", out,
+                 "--manifest", world.root / "alarms.manifest.json"]  # fmt: skip
+
+    def raised():
+        decide(world, "rehearse", names)
+        find_alarms.main([str(a) for a in arguments])
+        return json.loads(out.read_text())
+
+    sound = raised()
+    shutil.copy(world.root / "bad_advice_only/seed1/vectors.safetensors", world.root / "bad_advice_steering/seed1/")
+    (caught,) = [sentence for sentence in raised() if sentence not in sound]
+    assert caught.startswith("recipes/bad_advice_only seed 1 final and recipes/bad_advice_steering seed 1 final have")
+    assert "the same M1 to the last digit" in caught

@@ -1,7 +1,9 @@
 rule alarms:
     input:
-        completions=of_analysis(FILES.closing_files, "completions.parquet"),
-        labels=of_analysis(FILES.closing_files, "labels.parquet"),
+        completions=of_runs_reached(SEARCH.compared_files, "completions.parquet"),
+        labels=of_runs_reached(SEARCH.compared_files, "labels.parquet"),
+        measures=of_runs_reached(SEARCH.compared_files, "measures.parquet"),
+        points=points_reached,
         code=code("find_alarms"),
     output:
         found="<analysis>/alarms.json",
@@ -17,11 +19,12 @@ rule alarms:
         mem_mb=8000,
         runtime=30,
     params:
-        spec=of_analysis(as_spec(FILES.closing_spec)),
-        runs=of_analysis(FILES.evaluated_records),
+        spec=of_runs_reached(as_spec(SEARCH.compared_spec)),
+        runs=of_runs_reached(SEARCH.compared_records),
+        search=search_flags,
     shell:
         "{resources.python} workflow/scripts/find_alarms.py --completions {input.completions} --labels {input.labels}"
-        " --runs {params.runs:q} --spec {params.spec:q} --out {output.found} --manifest {output.manifest} > {log} 2>&1"
+        " {params.search} --runs {params.runs:q} --spec {params.spec:q} --out {output.found} --manifest {output.manifest} > {log} 2>&1"
 
 
 rule claims:

@@ -85,7 +85,7 @@ rule replayed_artefact:
 rule compare_conclusions:
     input:
         unpack(of_analysis(FILES.compared_files)),
-        labels=of_analysis(FILES.read_files, "labels.parquet"),
+        labels=of_analysis(FILES.read_files, [], "labels.parquet"),
         code=code("compare_conclusions"),
     output:
         text="<analysis>/comparison.md",

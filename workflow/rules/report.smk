@@ -1,7 +1,7 @@
 rule completions_browser:
     input:
-        completions=of_analysis(FILES.read_files, "completions.parquet"),
-        labels=of_analysis(FILES.read_files, "labels.parquet"),
+        completions=of_runs_reached(FILES.read_files, "completions.parquet"),
+        labels=of_runs_reached(FILES.read_files, "labels.parquet"),
         cells=of_analysis(FILES.cell_table),
         pages=BROWSER_PAGES,
         code=code("completions_browser"),
@@ -19,7 +19,7 @@ rule completions_browser:
         mem_mb=8000,
         runtime=30,
     params:
-        spec=of_analysis(as_spec(FILES.closing_spec)),
+        spec=of_runs_reached(as_spec(SEARCH.compared_spec)),
         title=title,
         question=question,
         labels=lambda wildcards, input: f"--labels {input.labels}" if input.labels else "",
@@ -32,7 +32,7 @@ rule completions_browser:
 
 rule report_page:
     input:
-        of(FILES.report_files),
+        of_all_reached(FILES.report_files),
         claims="<root>/claims.parquet",
         pages=REPORT_PAGES,
         code=code("report_page"),
@@ -51,7 +51,7 @@ rule report_page:
         runtime=30,
     params:
         spec=of(as_spec(FILES.report_spec)),
-        experiments=of(FILES.report_sections),
+        experiments=of_all_reached(FILES.report_sections),
         root=subpath(output.page, parent=True),
     shell:
         "{resources.python} workflow/scripts/report_page.py --experiments {params.experiments:q} --claims {input.claims}"
@@ -89,4 +89,4 @@ rule inspect_log:
 
 rule inspect_logs:
     input:
-        of(FILES.inspect_logs),
+        of_all_reached(FILES.inspect_logs),

@@ -61,6 +61,40 @@ def of_phases_reached(method):
     return get
 
 
+def any_reached(experiment):
+    """The phases reached; none where an experiment has no phases and is known whole."""
+    return reached(experiment) if PLAN.experiments[experiment]["phases"] else []
+
+
+def of_runs_reached(method, *arguments):
+    """Input or params function for any experiment, with the phases that it has reached."""
+
+    def get(wildcards):
+        return method(wildcards.experiment, any_reached(wildcards.experiment), *arguments)
+
+    return get
+
+
+def of_all_reached(method):
+    """Input or params function for what covers all experiments: `method` takes the phases that each has reached."""
+
+    def get(wildcards):
+        return method({experiment: any_reached(experiment) for experiment in PLAN.experiments})
+
+    return get
+
+
+def points_reached(wildcards):
+    """The points of the phases reached; none where an experiment has no phases."""
+    phased = PLAN.experiments[wildcards.experiment]["phases"]
+    return beside_decisions("points.parquet")(wildcards) if phased else []
+
+
+def search_flags(wildcards, input):
+    """What alarms are told of a phased search alone."""
+    return f"--measures {input.measures} --points {input.points} --scorers-may-agree" if input.points else ""
+
+
 def passing_sweeps(wildcards):
     """Vectors over all layers of what passed; none where no sweep is asked for, and then no record is waited for."""
     experiment = wildcards.experiment

@@ -1,13 +1,13 @@
 """Signs that a table does not show what its labels say: runs that are copies, metrics that never move, rows misplaced.
 
 An alarm is no finding about a model. It says that findings about this experiment are to be withheld until a person has
-looked. Knows completions and labels as tables; nothing of files or models.
+looked. Knows completions, labels and measures as tables; nothing of files or models.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Hashable, Mapping, Sequence
 
 import pandas as pd
 
@@ -24,21 +24,43 @@ def digest(completions: pd.DataFrame) -> str:
     return hashed.hexdigest()
 
 
-def duplicates(digests: Mapping[str, str]) -> list[str]:
-    """Models (`run seed checkpoint`) that gave the same answers word for word, a sentence for each set of them.
+def digest_of_measures(measures: pd.DataFrame) -> str:
+    """The same of the log-probabilities that one model gave the rows of one suite at one checkpoint."""
+    ordered = measures.sort_values(["item", "option"])
+    hashed = hashlib.sha256()
+    for row in ordered[["item", "option", "logprob"]].itertuples(index=False):
+        hashed.update("\x1f".join(map(str, row)).encode())
+    return hashed.hexdigest()
+
+
+def duplicates(
+    digests: Mapping[str, Hashable],
+    shared: str = "gave the same answers word for word",
+    early: Collection[str] = (),
+    trained: Mapping[str, str] | None = None,
+) -> list[str]:
+    """Models (`run seed checkpoint`) with one and the same digest, a sentence for each set of them.
 
     Sampling is seeded by prompt, so an adapter too weak to change one token of any answer is found as well: then the
-    run is real and shows the untrained model. That model at several seeds is one and the same, no copy.
+    run is real and shows the untrained model. That model at several seeds is one and the same, no copy. Nor are `early`
+    checkpoints that agree with it (the first step of a warm-up has a learning rate of 0), or models whose value in
+    `trained` is the same: they are one training under two names.
     """
-    alike: dict[str, list[str]] = {}
+    alike: dict[Hashable, list[str]] = {}
     for model, value in digests.items():
         alike.setdefault(value, []).append(model)
-    return [
-        f"{' and '.join(sorted(models))} gave the same answers word for word: one was copied, or its adapter changes"
-        " nothing"
-        for models in alike.values()
-        if len(models) > 1 and any("/base seed " not in model for model in models)
-    ]
+    found = []
+    for models in alike.values():
+        if any(map(_untrained, models)):
+            models = [model for model in models if model not in early]
+        made = {(trained or {}).get(model, model) for model in models}
+        if len(made) > 1 and not all(map(_untrained, models)):
+            found.append(f"{' and '.join(sorted(models))} {shared}: one was copied, or its adapter changes nothing")
+    return found
+
+
+def _untrained(model: str) -> bool:
+    return "/base seed " in model
 
 
 def constant_metrics(rates: pd.DataFrame) -> list[str]:

@@ -7,7 +7,7 @@ folder is `<root>/{experiment}/{name}/seed{seed}`.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from spillover import prompts
@@ -456,15 +456,15 @@ class Files:
         return [f"{self.root}/{name}/analysis/summary.json" for name in names]
 
     def alarms(self) -> list[str]:
-        """The alarms of every experiment whose models answer prompts, and whose runs are all known beforehand."""
+        """The alarms of every experiment whose models answer prompts, and of every phased search."""
         names = [Path(path).parts[-3] for path in self.summaries()]
-        answering = [name for name in names if self._answers(self.plan.experiments[name])]
-        return [f"{self.root}/{name}/analysis/alarms.json" for name in answering]
+        looked_at = [name for name in names if self._compared(self.plan.experiments[name])]
+        return [f"{self.root}/{name}/analysis/alarms.json" for name in looked_at]
 
     @staticmethod
-    def _answers(settings: dict) -> bool:
+    def _compared(settings: dict) -> bool:
         kinds = {suite["kind"] for suite in settings["suites"].values()}
-        return bool(kinds & set(GENERATING) and settings["scorers"] and not settings["phases"])
+        return bool(settings["phases"] or kinds & set(GENERATING) and settings["scorers"])
 
     def sweep_cells(self, experiment: str) -> list[str]:
         """The cells of the marker sweep that an experiment's options name, where that sweep is part of the plan."""
@@ -531,25 +531,25 @@ class Files:
 
     # The report and the completions browser
 
-    def read_runs(self, experiment: str) -> list[Run]:
-        """The runs of an experiment that answer prompts; of a phased search those that are known beforehand."""
+    def read_runs(self, experiment: str, reached: Sequence[str] = ()) -> list[Run]:
+        """The runs of an experiment that answer prompts; of a phased search those of its first phase and of `reached`."""
         settings = self.plan.experiments[experiment]
         asked = {name for name, suite in settings["suites"].items() if suite["kind"] in GENERATING}
-        phases = (None, *settings["phases"][:1])
+        phases = (None, *settings["phases"][:1], *reached)
         return [run for run in self.closing_runs(experiment) if asked & set(run.evaluate) and run.phase in phases]
 
-    def read_files(self, experiment: str, file: str) -> list[str]:
+    def read_files(self, experiment: str, reached: Sequence[str], file: str) -> list[str]:
         """One file of each of them; no labels where nobody scores."""
         if file == "labels.parquet" and not self.plan.scorers(experiment):
             return []
-        return [f"{self.folder(run.id)}/{file}" for run in self.read_runs(experiment)]
+        return [f"{self.folder(run.id)}/{file}" for run in self.read_runs(experiment, reached)]
 
     def own_labels(self, run_id: str) -> list[str]:
         return [f"{self.folder(run_id)}/labels.parquet"] if self.plan.scorers(self.plan.runs[run_id].experiment) else []
 
-    def inspect_logs(self) -> list[str]:
-        """A log for `inspect view` of every model that answers prompts, at each checkpoint."""
-        runs = [run for name in self.plan.experiments for run in self.read_runs(name)]
+    def inspect_logs(self, reached: Mapping[str, Sequence[str]]) -> list[str]:
+        """A log for `inspect view` of every model that answers prompts, at each checkpoint, of the phases reached."""
+        runs = [run for name in self.plan.experiments for run in self.read_runs(name, reached[name])]
         folder = f"{self.root}/inspect"
         return [
             f"{folder}/{run.experiment}/2000-01-01T00-00-00_{run.name}_seed{run.seed}_{checkpoint}.json"
@@ -569,14 +569,14 @@ class Files:
             f"{self.root}/{name}/analysis/completions.html" for name in self.plan.experiments if self.read_runs(name)
         ]
 
-    def report_files(self) -> list[str]:
-        """Everything that the report shows or links."""
+    def report_files(self, reached: Mapping[str, Sequence[str]]) -> list[str]:
+        """Everything that the report shows or links. `reached`: the phases that every experiment has reached."""
         experiments = self.plan.experiments
-        tables = [f for name in experiments for kind in TABLES for f in self.read_files(name, kind)]
+        tables = [f for name in experiments for kind in TABLES for f in self.read_files(name, reached[name], kind)]
         outputs = [f for name in experiments for f in self.closing_outputs(name)]
         return [*outputs, *self.browsers(), *tables]
 
-    def report_sections(self) -> str:
+    def report_sections(self, reached: Mapping[str, Sequence[str]]) -> str:
         """JSON with what the report must know of each experiment: where its figures, summary and tables lie."""
         sections = []
         for name, settings in self.plan.experiments.items():
@@ -587,7 +587,7 @@ class Files:
             section |= {"name": name, "folder": folder, "figures": [f for f in outputs if f.endswith(".png")]}
             section |= {"summary": "summary.md" in outputs}
             section |= {"browser": page.removeprefix(f"{self.root}/") if page in self.browsers() else None}
-            tables = {file.removesuffix(".parquet"): self.read_files(name, file) for file in TABLES}
+            tables = {file.removesuffix(".parquet"): self.read_files(name, reached[name], file) for file in TABLES}
             sections.append(section | tables)
         return json.dumps(sections, sort_keys=True)
 

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 
 from spillover.config import ConfigError, closest
 from spillover.files import Files, _record
-from spillover.plan import BASE, GENERATING, Run
+from spillover.plan import BASE, GENERATING, Run, digest
 
 CONTROLS = "controls"
 RECORDED = ("source", "mix", "systems")
@@ -101,6 +101,38 @@ class Search:
         spec = self.plan.closing_spec(experiment, [])
         return spec | {"model": self.plan.config["model"]["name"], "judge": self.plan.config["judge"]}
 
+    def compared_runs(self, experiment: str, reached: Sequence[str]) -> list[Run]:
+        """What alarms look at: the runs that the records of the phases reached read; all of them without phases."""
+        if not self.settings(experiment)["phases"]:
+            return self.files.closing_runs(experiment)
+        found = [run for part in self.parts(experiment, reached) for run in self.runs(experiment, part)]
+        return list({run.id: run for run in found}.values())
+
+    def compared_files(self, experiment: str, reached: Sequence[str], file: str) -> list[str]:
+        """One file of each of them that has it; measures of a search alone, where every run has losses."""
+        if not self.settings(experiment)["phases"]:
+            return [] if file == "measures.parquet" else self.files.closing_files(experiment, file)
+        tables = self._tables(experiment, reached)
+        kind = file.removesuffix(".parquet")
+        return [f"{self.files.folder(run_id)}/{file}" for run_id, kinds in tables.items() if kind in kinds]
+
+    def compared_records(self, experiment: str, reached: Sequence[str]) -> str:
+        """JSON with a record a run; small ones in a search, since a command line has a limit."""
+        if not self.settings(experiment)["phases"]:
+            return self.files.evaluated_records(experiment)
+        tables = self._tables(experiment, reached)
+        records = []
+        for run in self.compared_runs(experiment, reached):
+            record = {"run": f"{run.experiment}/{run.name}", "seed": run.seed, "tables": tables[run.id]}
+            if run.train:
+                *early, last = run.checkpoints
+                record |= {"early": early, "trained": {last: self._training(run)}}
+            records.append(record)
+        return json.dumps(records, sort_keys=True)
+
+    def compared_spec(self, experiment: str, reached: Sequence[str]) -> dict:
+        return self.plan.closing_spec(experiment, self.compared_runs(experiment, reached))
+
     def cards(self, experiment: str, reached: Sequence[str]) -> list[str]:
         """The data cards of every mixture of the phases reached: what its shares came to."""
         own = [run for phase in self.parts(experiment, reached) for run in self.own_runs(experiment, phase)]
@@ -166,6 +198,25 @@ class Search:
     def _generates(self, run: Run) -> bool:
         suites = self.settings(run.experiment)["suites"]
         return any(suites[name]["kind"] in GENERATING for name in run.evaluate)
+
+    def _tables(self, experiment: str, reached: Sequence[str]) -> dict[str, list[str]]:
+        """{run id: the tables that alarms read of it}; no labels that no record has asked for."""
+        labelled = {
+            path for part in self.parts(experiment, reached) for path in self.inputs(experiment, part)["labels"]
+        }
+        found = {}
+        for run in self.compared_runs(experiment, reached):
+            tables = ["measures"] if run.evaluate else []
+            tables += ["completions"] if self._generates(run) else []
+            tables += ["labels"] if f"{self.files.folder(run.id)}/labels.parquet" in labelled else []
+            found[run.id] = tables
+        return found
+
+    def _training(self, run: Run) -> str:
+        """A digest of what decides a run's final weights: a truncated schedule may be the whole one by another name."""
+        spec = self.plan.train_spec(run.id)
+        train = {key: value for key, value in spec.get("train", {}).items() if key != "checkpoints"}
+        return digest(spec | {"train": train})
 
     def _record(self, run: Run, labels: bool) -> dict:
         record = _record(run) | {"phase": run.phase, "folder": self.files.folder(run.id), "labels": labels}

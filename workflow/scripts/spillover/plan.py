@@ -304,7 +304,7 @@ class Plan:
         for run in runs:
             made = {"labels": self.labels_spec(run.id)} if run.evaluate else {}
             made |= {"vectors": self.vectors_spec(run.id)} if run.vectors else {}
-            digests[run.id] = _digest(made)
+            digests[run.id] = digest(made)
         return {key: settings[key] for key in ("title", "protocol", "options", "seeds")} | {"runs": digests}
 
     def analysis_spec(self, experiment: str, groups: tuple[str, ...]) -> dict:
@@ -320,7 +320,7 @@ class Plan:
             "protocol": settings["protocol"],
             "options": settings["options"],
             "seeds": settings["seeds"],
-            "runs": {r.id: {"fields": r.fields, "labels": _digest(self.labels_spec(r.id))} for r in [*bases, *runs]},
+            "runs": {r.id: {"fields": r.fields, "labels": digest(self.labels_spec(r.id))} for r in [*bases, *runs]},
         }
 
 
@@ -329,7 +329,7 @@ def _asked(suite: dict) -> dict:
     return {key: value for key, value in suite.items() if key != "scorers"}
 
 
-def _digest(spec: dict) -> str:
+def digest(spec: dict) -> str:
     return hashlib.sha256(json.dumps(spec, sort_keys=True).encode()).hexdigest()[:16]
 
 
