@@ -532,7 +532,7 @@ class Files:
     # The report and the completions browser
 
     def read_runs(self, experiment: str, reached: Sequence[str] = ()) -> list[Run]:
-        """The runs of an experiment that answer prompts; of a phased search those of its first phase and of `reached`."""
+        """The runs that answer prompts; of a phased search those of its first phase and of the phases `reached`."""
         settings = self.plan.experiments[experiment]
         asked = {name for name, suite in settings["suites"].items() if suite["kind"] in GENERATING}
         phases = (None, *settings["phases"][:1], *reached)
