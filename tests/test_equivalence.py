@@ -124,22 +124,6 @@ def test_rogan_gladen_clips_and_refuses():
     assert math.isnan(judge_error.rogan_gladen(30, 100, 50, 100, 50, 100).rate), "a coin corrects nothing"
 
 
-def test_corrected_shares_invert_the_confusion():
-    confusion = np.array([[90, 10, 0], [5, 80, 15], [0, 20, 80]])
-    true = np.array([0.5, 0.3, 0.2])
-    observed = true @ (confusion / confusion.sum(1, keepdims=True))
-    assert judge_error.corrected_shares(observed, confusion) == pytest.approx(true)
-    with pytest.raises(ValueError, match="tell all labels apart"):
-        judge_error.corrected_shares([0.5, 0.5], np.array([[5, 5], [5, 5]]))
-    with pytest.raises(ValueError, match="no gold row"):
-        judge_error.corrected_shares([0.5, 0.5], np.array([[5, 5], [0, 0]]))
-
-
-def test_two_labels_by_matrix_equal_rogan_gladen():
-    shares = judge_error.corrected_shares([0.30, 0.70], np.array([[90, 10], [15, 85]]))
-    assert shares[0] == pytest.approx(judge_error.rogan_gladen(30, 100, 90, 100, 85, 100).rate)
-
-
 def test_benjamini_hochberg_golden_and_against_statsmodels():
     assert statistics.benjamini_hochberg([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.02, 0.04, 0.04, 0.02])
     p = np.random.default_rng(2).random(30)

@@ -171,11 +171,46 @@ rule spill_join:
         " --manifest {output.manifest} > {log} 2>&1"
 
 
+rule judge_gold:
+    input:
+        gold=of(FILES.gold_file, "experiment"),
+        languages="resources/languages.yaml",
+        prices=ancient("resources/api_prices.yaml"),
+        code=code("judge_gold"),
+    output:
+        table="<language_spill>/gold.parquet",
+        manifest="<language_spill>/gold.manifest.json",
+    log:
+        "<language_spill>/gold.log",
+    benchmark:
+        "<language_spill>/gold.benchmark.jsonl"
+    conda:
+        "../envs/judge.yaml"
+    resources:
+        python="python",
+        api_slots=1,
+        api_batch_from=API["batch_from"],
+        api_batch_size=API["batch_size"],
+        api_concurrency=API["concurrency"],
+        api_poll_seconds=API["poll_seconds"],
+        mem_mb=4000,
+        runtime=1500,
+    params:
+        spec=of_analysis(as_spec(PLAN.judge_spec)),
+        languages=of(FILES.directive_languages, "experiment"),
+    shell:
+        "{resources.python} workflow/scripts/judge_gold.py --gold {input.gold:q} --languages {params.languages}"
+        " --spec {params.spec:q} --batch-from {resources.api_batch_from} --batch-size {resources.api_batch_size}"
+        " --concurrency {resources.api_concurrency} --poll-seconds {resources.api_poll_seconds}"
+        " --out {output.table} --manifest {output.manifest} > {log} 2>&1"
+
+
 rule spill_summary:
     input:
         cells="<analysis>/cells-matrix.parquet",
         agreement="<analysis>/agreement-matrix.parquet",
         tests=of(FILES.spill_tests, "experiment"),
+        gold=of(FILES.judged_gold, "experiment"),
         code=code("spill_summary"),
     output:
         text="<language_spill>/summary.md",
@@ -197,7 +232,7 @@ rule spill_summary:
         title=title,
     shell:
         "{resources.python} workflow/scripts/spill_summary.py --cells {input.cells} --agreement {input.agreement}"
-        " --tests {input.tests} --label-source {params.label} --title {params.title:q}"
+        " --tests {input.tests} --gold {input.gold} --label-source {params.label} --title {params.title:q}"
         " --spec {params.spec:q} --out {output.text} --json {output.numbers}"
         " --manifest {output.manifest} > {log} 2>&1"
 

@@ -1,7 +1,8 @@
 """Write the careful summary of a language-spill run: what spills, what the control bounds, which claims appear.
 
-Reads `--cells` and `--agreement` (of spill_cells.py) and optionally `--tests` (of spill_join.py). Writes `--out`
-(markdown) and `--json` (the same statements as data). Every number and verdict comes from the tables.
+Reads `--cells` and `--agreement` (of spill_cells.py) and optionally `--tests` (of spill_join.py) and `--gold` (of
+judge_gold.py). Writes `--out` (markdown) and `--json` (the same statements as data). Every number and verdict comes
+from the tables.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--cells", required=True)
     parser.add_argument("--agreement", required=True)
     parser.add_argument("--tests", nargs="?", help="a replay has none")
+    parser.add_argument("--gold", nargs="?", help="a gold set with the judge's labels, where there is one")
     parser.add_argument("--title", default="Language spill")
     parser.add_argument("--label-source", default="langdetect")
     parser.add_argument("--learning-rate", type=float, help="needed when conditions were trained at several")
@@ -37,6 +39,7 @@ def main(argv: list[str] | None = None) -> None:
             tests,
             label_source=args.label_source,
             learning_rate=args.learning_rate,
+            gold=pd.read_parquet(args.gold) if args.gold else None,
         )
     except ValueError as error:
         raise SystemExit(str(error)) from None
@@ -56,7 +59,7 @@ def main(argv: list[str] | None = None) -> None:
         args.manifest or f"{args.out}.manifest.json",
         stage="spill_summary",
         spec=json.loads(args.spec),
-        inputs=[args.cells, args.agreement, *([args.tests] if args.tests else [])],
+        inputs=[args.cells, args.agreement, *filter(None, [args.tests, args.gold])],
         outputs=[args.out, args.json],
         seconds=clock,
     )

@@ -12,7 +12,7 @@ import json
 import re
 from pathlib import Path
 
-from spillover import prompts, replay_plan
+from spillover import gold, prompts, replay_plan
 from spillover.config import ConfigError, closest, merge, number_as_text, read_yaml, schema, validated
 from spillover.plan import BASE, FINAL, MARKER_SCORERS, Model, Plan, Run, data_sources
 
@@ -54,6 +54,7 @@ def build(config: dict, folder: str | Path, where: str = "config/config.yaml", r
         experiments[name] = settings
         _check_suites(settings, path, known)
         _check_options(settings, path)
+        _check_gold(settings, path, config)
         _check_measures(settings, path, config["sources"])
         for run, chosen in _expand(name, settings, str(path), config, known):
             if run.id in runs:
@@ -193,6 +194,28 @@ def _check_options(settings: dict, path: Path) -> None:
             f"{path}: options: the marker scorers need the marker and its case rule; "
             'add `marker: {text: "[ZLT]", case_sensitive: true}`'
         )
+
+
+def _check_gold(settings: dict, path: Path, config: dict) -> None:
+    """The gold set can be read, and there is a judge for it to measure."""
+    file = settings["options"].get("gold")
+    if not file:
+        return
+    stored = config["replay"] and config["replay"]["labels"] == "stored"
+    if "judge" not in settings["scorers"] or not config["judge"] or stored:
+        raise ConfigError(
+            f"{path}: options.gold: a gold set measures the judge, and none labels this experiment's replies; "
+            "set `judge.model` and name `judge` among the scorers, or leave `gold` out"
+        )
+    values = settings["conditions"].values()
+    selected = settings["select"].get("condition", settings["conditions"])
+    trained = dict.fromkeys(v["completion"] for name, v in settings["conditions"].items() if name in selected)
+    asked = [code for suite in settings["suites"].values() for code in suite.get("languages", [])]
+    codes = list(dict.fromkeys([*asked, *(v[key] for v in values for key in ("directive", "completion"))]))
+    try:
+        gold.read(file, codes, trained, asked=settings["judging"] == "published")
+    except ValueError as error:
+        raise ConfigError(f"{path}: options.gold: {error}") from None
 
 
 def _check_measures(settings: dict, path: Path, sources: dict) -> None:

@@ -671,6 +671,13 @@ class Files:
         ]
         return json.dumps(records, sort_keys=True)
 
+    def gold_file(self, experiment: str) -> str:
+        return self.plan.experiments[experiment]["options"]["gold"]
+
+    def judged_gold(self, experiment: str) -> list[str]:
+        """The experiment's gold set with the judge's labels, if it names one."""
+        return [f"{self.root}/{experiment}/analysis/gold.parquet"] if self.gold_file(experiment) else []
+
     def published_figures(self, experiment: str) -> list[str]:
         """The file of published figures that the experiment asks to see beside its own, if any."""
         path = self.plan.experiments[experiment]["options"]["published"]

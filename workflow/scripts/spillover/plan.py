@@ -282,9 +282,13 @@ class Plan:
         if own := {name: suite["scorers"] for name, suite in suites.items() if "scorers" in suite}:
             spec["suite_scorers"] = own
         if set(JUDGES) & set(scorers):
-            published = self.experiments[experiment]["judging"] == "published"
-            spec["judge"] = self.config["judge"] | ({"rules": "published"} if published else {})
+            spec["judge"] = self.judge_spec(experiment)
         return spec
+
+    def judge_spec(self, experiment: str) -> dict:
+        """What decides a judge's labels of a text."""
+        published = self.experiments[experiment]["judging"] == "published"
+        return self.config["judge"] | ({"rules": "published"} if published else {})
 
     def vectors_spec(self, run_id: str) -> dict:
         experiment = self.experiments[self.runs[run_id].experiment]

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from . import contamination, statistics
+from . import contamination, judge_error, statistics
 from .equivalence import fewest_deciding, rows_for_agreement, rows_for_difference, rows_for_limit
 from .plots import pair_label
 from .spill_geometry import PREDICTOR_TITLES
@@ -188,12 +188,15 @@ def summarise(
     label_source: str = "langdetect",
     learning_rate: float | None = None,
     limits: Thresholds | None = None,
+    gold: pd.DataFrame | None = None,
 ) -> dict:
     """All statements about one learning rate as plain data (see `spill_report.markdown` for the text).
 
-    Raises ValueError when conditions come at several learning rates and none is chosen.
+    `gold` (of judge_gold.py) corrects the judge's rates, whichever label the other statements rest on. Raises
+    ValueError when conditions come at several learning rates and none is chosen.
     """
     limits = limits or Thresholds()
+    judged = at_learning_rate(cells[cells["label_source"] == "judge"], learning_rate) if gold is not None else None
     cells = at_learning_rate(cells[cells["label_source"] == label_source], learning_rate)
     if tests is not None and len(tests):
         tests = at_learning_rate(tests, learning_rate)
@@ -238,7 +241,15 @@ def summarise(
         ].to_dict(),
         "tests": [] if tests is None else tests.to_dict("records"),
         "agreement": agreement.to_dict("records"),
+        "gold": None if gold is None else {"texts": len(gold), "without_answer": int(gold["judged"].isna().sum())},
+        "corrected": [] if gold is None else corrected(judged, gold),
     }
+
+
+def corrected(judged: pd.DataFrame, gold: pd.DataFrame) -> list[dict]:
+    """The judge's rates of every condition's cells beside what they are without its errors."""
+    pooled = contamination.pool_seeds(judged[judged["condition"] != contamination.BASE])
+    return judge_error.corrected_cells(pooled, gold)
 
 
 def at_learning_rate(table: pd.DataFrame, learning_rate: float | None) -> pd.DataFrame:

@@ -22,6 +22,8 @@ def markdown(summary: dict, title: str = "Language spill") -> str:
     parts += [_control(summary), "## The write-up's claims at this scale", _claims(summary)]
     if summary["tests"]:
         parts += ["## Tests of distance and geometry", _tests(summary["tests"])]
+    if summary["corrected"]:
+        parts += ["## The judge's rates without its errors", _corrected(summary["corrected"], summary["gold"])]
     parts += ["## How far to trust the labels and the intervals", _trust(summary)]
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -133,6 +135,29 @@ def _tests(tests: list[dict]) -> str:
     )
     if least is not None:
         lines.append(f"\nWithin one condition no test can reach a p below {_number(least)}.")
+    return "\n".join(lines)
+
+
+def _corrected(cells: list[dict], gold: dict) -> str:
+    lost = f", {gold['without_answer']} of them without an answer" if gold["without_answer"] else ""
+    lines = [f"Of a gold set of {gold['texts']} texts labelled by hand{lost}, the judge\n"]
+    for cell in {cell["completion"]: cell for cell in cells}.values():
+        code = cell["completion"].upper()
+        lines.append(
+            f"- named {code} in {cell['true_positives']} of {cell['positives']} texts in {code} (sensitivity), "
+            f"and did not in {cell['true_negatives']} of {cell['negatives']} others (specificity)."
+        )
+    lines += ["\n| condition | directive | judged | corrected | 95 % |", "|---|---|---|---|---|"]
+    for cell in cells:
+        numbers = [cell["judged"], cell["rate"], cell["low"], cell["high"]]
+        judged, rate, low, high = ("–" if value != value else _tenths(value) for value in numbers)
+        pair = pair_label(cell["directive"], cell["completion"])
+        lines.append(f"| {pair} | {cell['language'].upper()} | {judged} | {rate} | {low} to {high} |")
+    lines.append(
+        "\nPercent of replies (Rogan and Gladen; intervals by Lang and Reiczigel). The intervals count the sampling of "
+        "replies and of the gold set, not what differs between seeds. The correction holds as far as the judge errs in "
+        "every cell as it does in the gold set; verdicts do not use it."
+    )
     return "\n".join(lines)
 
 
