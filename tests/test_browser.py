@@ -169,6 +169,16 @@ def test_a_phone_shows_it_without_scrolling_sideways(file, opened):
     assert page.locator("#list .tabulator-row").first.is_visible()
 
 
+def test_where_the_clipboard_is_refused_the_whole_address_is_there_to_copy_on_a_phone_too(file, opened):
+    page = ready(opened(file, width=390))
+    page.evaluate("() => { navigator.clipboard.writeText = async () => { throw new Error('refused') } }")
+    page.locator("#list .tabulator-row").first.click()
+    page.get_by_role("button", name="Copy link").click()
+    page.get_by_text("Copy the address of this page").wait_for()
+    assert page.locator("#copied").inner_text() == f"Copy the address of this page: {page.url}"
+    assert page.evaluate("(d => d.scrollWidth <= d.clientWidth)(document.querySelector('#detail'))")
+
+
 def test_of_a_hundred_thousand_completions_only_rows_in_view_are_drawn(root, tmp_path, opened):
     runs, cells, samples = [f"big/run{i}" for i in range(25)], [f"persona{i}" for i in range(10)], range(400)
     grid = pd.DataFrame(itertools.product(runs, cells, samples), columns=["run", "cell", "sample"])

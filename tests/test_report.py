@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import matplotlib
 
@@ -220,6 +221,11 @@ def test_a_cost_that_a_job_does_not_know_is_a_lower_bound():
     rows = {row["stage"]: row for row in report_facts.costs(jobs)}
     assert rows["a"]["cost_dollars"] == 1.0 and rows["a"]["unknown"]["cost_dollars"] == 1
     assert rows["all"]["cost_dollars"] == 3.0 and "cost_dollars" not in rows["b"]["unknown"]
+
+
+def test_no_line_of_a_claim_ends_between_a_number_and_its_percent_sign(results, opened):
+    told = opened(results / "report.html").locator("table.claims").first.inner_text()
+    assert "\N{NO-BREAK SPACE}%" in told and not re.search(r"\d %", told)
 
 
 def test_a_summary_keeps_its_tables_and_its_html_stays_text():

@@ -64,6 +64,11 @@ def test_runs_are_done_running_failed_or_waiting(folder):
     assert "FAILED   completions fr_it/seed137" in text and "RuntimeError: out of memory" in text
 
 
+def test_what_runs_again_is_running_even_where_its_files_would_do(folder):
+    begin(folder, RUN.format("es_pt") + "adapter/adapter_model.safetensors")
+    assert of_the_experiment(folder).runs["es_pt/seed137"] == status.RUNNING
+
+
 def test_a_marker_without_a_lock_is_no_running_job(folder):
     begin(folder, RUN.format("it_fr") + "adapter/adapter_model.safetensors")
     (folder / ".snakemake/locks/0.output.lock").unlink()

@@ -159,10 +159,12 @@ def duration(seconds: float) -> str:
 
 def _state(job: PlannedJob, is_left: bool, begun: set[str], lengths: dict, directory: Path) -> JobState:
     seconds = lengths.get((job.rule, job.experiment), lengths.get((job.rule, None)))
-    if not is_left:
-        return JobState(job, DONE, seconds, [])
+    # asked first: a job that runs again because an earlier one did is not planned anew where that one's files came out
+    # the same
     if begun & set(job.outputs):
         return JobState(job, RUNNING, seconds, _tail(job, directory))
+    if not is_left:
+        return JobState(job, DONE, seconds, [])
     if not Path(directory, job.manifest or job.outputs[0]).exists() and _ended_badly(job, directory):
         return JobState(job, FAILED, seconds, _tail(job, directory))
     return JobState(job, WAITING, seconds, [])
