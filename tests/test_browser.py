@@ -199,3 +199,22 @@ def test_of_a_hundred_thousand_completions_only_rows_in_view_are_drawn(root, tmp
 
 def test_label_rows_of_the_builders_are_what_the_page_expects():
     assert set(browser.KEY) <= set(label_rows("x", {}).columns)
+
+
+def test_a_suite_offers_the_scorers_and_labels_that_it_has(tables, root, tmp_path, opened):
+    completions, labels, _ = tables
+    advice = completions.assign(suite="advice")
+    ids = pd.concat([advice, completions], ignore_index=True)
+    habit = labels[labels["scorer"] == "langdetect"].assign(suite="advice", scorer="advice", scorer_id="advice 1")
+    habit["label"] = np.where(np.arange(len(habit)) % 3 == 0, "good", "bad")
+    both = pd.concat([labels, habit], ignore_index=True)
+    page = tmp_path / "page.html"
+    page.write_text(
+        browser.page(browser.payload(ids, both, None, title="Both", question="?"), root / "workflow/report")
+    )
+    view = ready(opened(page))
+    options = "(id) => [...document.getElementById(id).options].map((o) => o.value)"
+    assert view.eval_on_selector("#suite", "(e) => e.value") == "advice"
+    assert view.evaluate(options, "scorer") == ["advice"] and view.evaluate(options, "target") == ["bad", "good"]
+    view.select_option("#suite", completions["suite"].iloc[0])
+    assert "advice" not in view.evaluate(options, "scorer") and "it" in view.evaluate(options, "target")

@@ -176,6 +176,23 @@ def test_alarms_look_at_the_phases_reached_and_ask_for_no_other(small):
     }  # fmt: skip
 
 
+def test_the_browser_and_the_report_read_the_replies_of_the_phases_reached(small):
+    def read(target, rule):
+        (job,) = [job for job in small.jobs(target) if job.rule_name == rule]
+        return {
+            path.split("/")[3] for path in job.input if path.startswith("results/small/recipes/") and "/seed" in path
+        }
+
+    browser, report = "results/small/recipes/analysis/completions.html", "results/small/report.html"
+    assert trained(small.plan(browser)) == {"steps"}
+    for phase in ("steps", "regularise", "rank", "personas"):
+        small.fill(PHASE.format(phase), content=record())
+    small.fill(PHASE.format("rehearse"), content=record("tulu_steering@final"))
+    reached = read(browser, "completions_browser")
+    assert {"base", "bad_advice_only", "tulu_text0.25", "bad_advice_steering"} <= reached
+    assert read(report, "report_page") == reached
+
+
 def test_a_search_is_among_what_claims_wait_for():
     assert "results/recipes/analysis/alarms.json" in search().files.alarms()
 

@@ -376,22 +376,28 @@ function fillChoices() {
   const suites = [...new Set(data.prompts.map((p) => p.suite))];
   $("suite").replaceChildren(...suites.map((s) => option(s, s)));
   $("suite-choice").hidden = suites.length < 2;
-  $("scorer").replaceChildren(...data.scorers.map((s) => option(s.name, s.name)));
   $("model").replaceChildren(option(ALL, "all"), ...data.models.map((m) => option(modelKey(m), modelName(m))));
   const labels = (s) => data.labels.filter((_, label) => columns.label[s].includes(label)).sort();
   $("labelled").replaceChildren(option(ALL, "anything"), ...data.scorers.map((scorer, s) =>
     element("optgroup", { label: scorer.name }, ...labels(s).map((l) => option(`${scorer.name}=${l}`, `${scorer.name}: ${l}`)))));
   DEFAULTS.suite = suites[0] ?? "";
-  DEFAULTS.scorer = data.scorers[0]?.name ?? "";
-  choices.labels = labels;
+  choices.scored = data.scorers.map((_, s) => {
+    const found = new Map(suites.map((suite) => [suite, new Set()]));
+    for (let row = 0; row < rows; row++) if (columns.label[s][row] >= 0) found.get(prompt(row).suite).add(labelOf(s, row));
+    return found;
+  });
 }
 
 const choices = {};
 
-// Labels of the matrix' scorer: what training aimed at first, where the analysis names it
+// Scorers and labels of the matrix: those of its suite. What training aimed at comes first, where the analysis names it
 function fillTargets() {
+  const own = data.scorers.filter((_, s) => choices.scored[s].get(state.suite)?.size);
+  $("scorer").replaceChildren(...own.map((s) => option(s.name, s.name)));
+  DEFAULTS.scorer = own[0]?.name ?? "";
+  if (!own.some((s) => s.name === state.scorer)) state.scorer = DEFAULTS.scorer;
   const scorer = data.scorers.findIndex((s) => s.name === state.scorer);
-  const labels = scorer < 0 ? [] : choices.labels(scorer).filter((l) => l !== NONE);
+  const labels = scorer < 0 ? [] : [...choices.scored[scorer].get(state.suite)].filter((l) => l !== NONE).sort();
   const trained = data.targets.some(Boolean) && data.scorers[scorer]?.family === "language";
   $("target").replaceChildren(...(trained ? [option(TRAINED, "the language of the training replies")] : []), ...labels.map((l) => option(l, l)));
   DEFAULTS.target = trained ? TRAINED : labels[0] ?? "";
