@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from conftest import SMALL_FIGURE, Workflow, copy_of_the_repository
+from spillover import provenance
+from spillover.files import Files
 
 SMALL = "config/small.yaml"
 REPLIES = "results/small/data/replies"
@@ -110,3 +114,22 @@ def test_a_translation_that_changed_is_checked_before_it_is_shared(stopped):
     order = [f"{REPLIES}/fr.parquet", f"{REPLIES}/fr.check.json", SHARED]
     stamps = [(path / file).stat().st_mtime_ns for file in order]
     assert stamps == sorted(stamps)
+
+
+def test_a_check_holds_for_the_content_it_read_whatever_the_times_say(tmp_path):
+    of = SimpleNamespace(
+        root=str(tmp_path), translation_check=lambda code: f"{tmp_path}/data/replies/{code}.check.json"
+    )
+    folder = tmp_path / "data/replies"
+    folder.mkdir(parents=True)
+    translation, verdict = folder / "fr.parquet", folder / "fr.check.json"
+    translation.write_text("bonjour")
+    assert not Files.has_passed(of, "fr")
+    verdict.write_text("{}")
+    os.utime(verdict, ns=(1, 1))
+    assert not Files.has_passed(of, "fr"), "older, and nothing says what it read"
+    read = {"inputs": [{"path": "fr.parquet", "sha256": provenance.file_digest(translation)}]}
+    (folder / "fr.check.manifest.json").write_text(json.dumps(read))
+    assert Files.has_passed(of, "fr"), "made anew with the same content"
+    translation.write_text("bonsoir")
+    assert not Files.has_passed(of, "fr")

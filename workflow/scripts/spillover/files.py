@@ -10,7 +10,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from spillover import prompts
+from spillover import prompts, provenance
 from spillover.plan import BASE, BEHAVIOURS, FINAL, GENERATING, Model, Plan, Run, data_sources
 
 TABLES = ("completions.parquet", "labels.parquet")
@@ -717,13 +717,18 @@ class Files:
         return [self.translation_check(code) for code in self.translated(experiment)]
 
     def has_passed(self, language: str) -> bool:
-        """Whether the translation that is there has passed a check since it was made."""
+        """Whether the translation that is there has passed a check: one made since, or one made of the same content."""
         verdict, translation = (
             Path(self.translation_check(language)),
             Path(f"{self.root}/data/replies/{language}.parquet"),
         )
-        both = verdict.exists() and translation.exists()
-        return both and verdict.stat().st_mtime_ns >= translation.stat().st_mtime_ns
+        if not (verdict.exists() and translation.exists()):
+            return False
+        if verdict.stat().st_mtime_ns >= translation.stat().st_mtime_ns:
+            return True
+        manifest = verdict.with_suffix(".manifest.json")
+        checked = json.loads(manifest.read_text())["inputs"] if manifest.exists() else []
+        return provenance.file_digest(translation) in [file["sha256"] for file in checked]
 
     def headline_checks(self, figure: str) -> list[str]:
         """The checks behind a headline figure, which keep a changed gate or judge in the plan of it."""
