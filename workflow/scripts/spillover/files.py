@@ -726,8 +726,10 @@ class Files:
             return False
         if verdict.stat().st_mtime_ns >= translation.stat().st_mtime_ns:
             return True
-        manifest = verdict.with_suffix(".manifest.json")
-        checked = json.loads(manifest.read_text())["inputs"] if manifest.exists() else []
+        try:
+            checked = json.loads(verdict.with_suffix(".manifest.json").read_text())["inputs"]
+        except (OSError, ValueError):
+            return False
         return provenance.file_digest(translation) in [file["sha256"] for file in checked]
 
     def headline_checks(self, figure: str) -> list[str]:
