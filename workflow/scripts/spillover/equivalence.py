@@ -152,11 +152,6 @@ def fewest_deciding(every: Iterable[int | None], one: Iterable[int | None] = ())
     return min(one, default=None)
 
 
-def rows_for_bound(margin: float, confidence: float = 0.95) -> int:
-    """Fewest rows without a single hit whose one-sided exact upper bound lies below the margin."""
-    return math.floor(math.log(1 - confidence) / math.log(1 - margin)) + 1
-
-
 def _fewest(enough) -> int:
     high = 1
     while not enough(high):
