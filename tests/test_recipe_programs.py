@@ -13,7 +13,9 @@ from safetensors.numpy import save_file
 import find_alarms
 import recipe_phase
 import recipe_verdict
-from recipe_builders import options
+from recipe_builders import OPTIONS, options, point
+from recipe_builders import table as points_of
+from spillover import recipe_figures
 
 PERSONAS, QUESTIONS, HIDDEN = 12, 12, 24
 RULE = {"layer": 4, "m1_below": None}
@@ -214,3 +216,11 @@ def test_vectors_copied_over_those_of_another_recipe_are_caught(world):
     (caught,) = [sentence for sentence in raised() if sentence not in sound]
     assert caught.startswith("recipes/bad_advice_only seed 1 final and recipes/bad_advice_steering seed 1 final have")
     assert "the same M1 to the last digit" in caught
+
+
+@pytest.mark.parametrize(("lone", "insets"), [((0.92, 0.6), 1), ((0.98, 0.1), 0)])
+def test_a_crowd_of_recipes_is_drawn_once_more_where_it_hides_none(tmp_path, lone, insets):
+    crowd = [point(f"kl{m1}", "kl_to_base", "regularise", m1, 1.0) for m1 in (0.905, 0.92, 0.93, 0.94, 0.96)]
+    points = points_of(*crowd, point("alone", "r3f", "regularise", *lone))
+    figure = recipe_figures.pareto(points, OPTIONS["rule"], tmp_path / "a.png")
+    assert [len(axes.child_axes) for axes in figure.axes[:2]] == [insets, insets]

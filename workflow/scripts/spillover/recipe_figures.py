@@ -6,7 +6,7 @@ They draw the tables saved beside them (points, thresholds) and compute nothing.
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -32,6 +32,8 @@ FAMILIES = {
     "same_rows": ("control: instructions without loss", plots.GREY, "x"),
     "full": ("control: all weights", plots.GREY, "H"),
 }
+CROWD = (0.93, 1.07)
+"""Shares of the task learnt between which most recipes usually lie: that part is drawn once more, larger."""
 SPARE = ("other", plots.SPARE_COLOUR, plots.SPARE_MARKER)
 NARROW_WORDS = {"tulu": "instruction slice", "bad_advice": "bad advice"}
 UNIT_WORDS = {"tokens": "raw text, share of tokens", "rows": "instructions, share of rows"}
@@ -52,14 +54,14 @@ def pareto(points: pd.DataFrame, rule: Mapping, png: str | Path, pdf: str | Path
     groups = [g for g in FAMILIES if g in set(points["group"])]
     groups += sorted(set(points["group"]) - set(groups) - {"base"})
     with plots.theme():
-        figure = Figure(figsize=(8.6, 5.0), layout="constrained")
+        figure = Figure(figsize=(8.6, 5.6), layout="constrained")
         axes = figure.subplots(1, 2, sharex=True)
         for panel, quantity in zip(axes, ("kept", "similarity"), strict=True):
-            _limits(panel, rule, quantity)
-            for group in groups:
-                _family(panel, points[points["group"] == group], quantity)
-            _landmarks(panel, points, quantity)
+            _recipes(panel, points, groups, rule, quantity)
             _at_least(panel, 4 if quantity == "kept" else 0.04)
+            crowd = points[points["learnt"].between(*CROWD)]
+            if len(crowd) >= len(points) / 2:
+                _enlarged(panel, crowd, points, groups, rule, quantity)
             panel.set_xlabel("task learnt: share of the baseline's loss reduction (%)")
         axes[0].set_ylabel("geometry kept by M1: share of the\ndistance from collapse (%)")
         axes[1].set_ylabel("geometry kept beyond M1: rank correlation\nwith the untrained model")
@@ -185,6 +187,32 @@ def _threshold_words(row) -> str:
         return "kept without a mixture"
     interval = f" ({100 * row.low:.2g} to {100 * row.high:.2g})" if row.low == row.low and row.low is not None else ""
     return f"limit from {100 * row.share:.2g} %{interval}"
+
+
+def _recipes(axes: Axes, points: pd.DataFrame, groups: Sequence[str], rule: Mapping, quantity: str) -> None:
+    _limits(axes, rule, quantity)
+    for group in groups:
+        _family(axes, points[points["group"] == group], quantity)
+    _landmarks(axes, points, quantity)
+
+
+def _enlarged(axes: Axes, crowd: pd.DataFrame, points: pd.DataFrame, groups, rule: Mapping, quantity: str) -> None:
+    """The crowd once more in the lower left corner, if no recipe lies there; the lowest tenth of it stays outside."""
+    low, high = crowd[quantity].quantile(0.1), crowd[quantity].max()
+    scale, margin = (100 if quantity == "kept" else 1), max(0.01, 0.12 * (high - low))
+    left, bottom, width, height = 0.09, 0.06, 0.66, 0.56
+    (x0, x1), (y0, y1) = axes.get_xlim(), axes.get_ylim()
+    across, up = (100 * points["learnt"] - x0) / (x1 - x0), (scale * points[quantity] - y0) / (y1 - y0)
+    if ((across < left + width) & (up < bottom + height)).any():
+        return
+    inset = axes.inset_axes((left, bottom, width, height))
+    _recipes(inset, points, groups, rule, quantity)
+    inset.set(xlim=[100 * end for end in CROWD], ylim=(scale * (low - margin), scale * (high + margin)))
+    inset.tick_params(labelsize=plots.SIZES["small"])
+    for line in inset.lines:  # the untrained model's star would be drawn, and counted in the layout, far outside
+        line.set_clip_on(True)
+    inset.set_in_layout(False)
+    axes.indicate_inset_zoom(inset, edgecolor=plots.GREY, linewidth=0.7)
 
 
 def _limits(axes: Axes, rule: Mapping, quantity: str) -> None:
