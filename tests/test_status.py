@@ -64,6 +64,16 @@ def test_runs_are_done_running_failed_or_waiting(folder):
     assert "FAILED   completions fr_it/seed137" in text and "RuntimeError: out of memory" in text
 
 
+def test_a_run_is_done_without_its_data_card_and_what_is_left_is_named(workflow):
+    for manifest in workflow.path.glob("results/**/*.manifest.json"):
+        manifest.write_text("{}")
+    cards = [RUN.format(name) + "dataset_card.json" for name in ("fr_it", "it_fr")]
+    config = str(workflow.path / "config/small.yaml")
+    found = status.progress([TARGET, *cards], directory=workflow.path, configfiles=[config])
+    assert {state for item in found for state in item.runs.values()} == {status.DONE}
+    assert "2 jobs are left (dataset card 2): " in status.as_text(found)
+
+
 def test_what_runs_again_is_running_even_where_its_files_would_do(folder):
     begin(folder, RUN.format("es_pt") + "adapter/adapter_model.safetensors")
     assert of_the_experiment(folder).runs["es_pt/seed137"] == status.RUNNING

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,8 +18,10 @@ from spillover import provenance
 from spillover.audit import PlannedJob, planned_jobs
 
 DONE, RUNNING, FAILED, WAITING = "done", "running", "failed", "waiting"
-TAIL_LINES = 5
+TAIL_LINES, MOST_KINDS = 5, 4
 SHARED = "shared by experiments"
+CARD = "dataset_card"
+"""The rule that describes a run's data for a reader; a run is done without it."""
 
 
 @dataclass(frozen=True)
@@ -144,7 +147,9 @@ def _whole(jobs: Sequence[JobState]) -> str:
     running = sum(job.state == RUNNING for job in jobs)
     known = [f"about {duration(seconds)} of work"] if unknown < len(left) else []
     known += [f"{unknown} of them of a kind that has never run here"] if unknown else []
-    text = f"{len(left)} jobs are left: {', '.join(known)}"
+    kinds = [f"{_kind(rule)} {count}" for rule, count in Counter(job.job.rule for job in left).most_common()]
+    listed = ", ".join([*kinds[:MOST_KINDS], *(["others"] if len(kinds) > MOST_KINDS else [])])
+    text = f"{len(left)} jobs are left ({listed}): {', '.join(known)}"
     if running > 1 and seconds:
         text += f"; with {running} at a time, as now, about {duration(seconds / running)}"
     return text + ("." if running else "; nothing is running.")
@@ -179,13 +184,13 @@ def _ended_badly(job: PlannedJob, directory: Path) -> bool:
 
 
 def _experiment(name: str, jobs: list[JobState], directory: Path) -> Progress:
-    """A run is as far as its least finished job: failed before running before waiting."""
+    """A run is as far as its least finished job: failed before running before waiting; its card does not count."""
     runs: dict[str, str] = {}
     for state in jobs:
         if state.job.run:
             order = (FAILED, RUNNING, WAITING, DONE)
-            known = runs.get(state.job.run, DONE)
-            runs[state.job.run] = min(known, state.state, key=order.index)
+            own = DONE if state.job.rule == CARD and state.state == WAITING else state.state
+            runs[state.job.run] = min(runs.get(state.job.run, DONE), own, key=order.index)
     paid, unknown = 0.0, 0
     for state in jobs:
         path = Path(directory, state.job.manifest) if state.job.manifest else None
@@ -217,6 +222,10 @@ def _tail(job: PlannedJob, directory: Path) -> list[str]:
     return lines[-TAIL_LINES:]
 
 
+def _kind(rule: str) -> str:
+    return rule.replace("_", " ")
+
+
 def _named(job: PlannedJob) -> str:
     extra = [v for k, v in job.wildcards.items() if k not in ("experiment", "name", "seed")]
-    return " ".join([job.rule.replace("_", " "), *([job.run] if job.run else []), *extra])
+    return " ".join([_kind(job.rule), *([job.run] if job.run else []), *extra])
