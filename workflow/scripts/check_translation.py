@@ -12,7 +12,7 @@ import json
 
 import pandas as pd
 
-from spillover import api_costs, api_jobs, provenance, translation_gates
+from spillover import api_jobs, provenance, translation_gates
 from spillover.api_outcomes import FatalApiError
 from spillover.language_id import identifier
 from spillover.languages import load_languages
@@ -26,14 +26,12 @@ def judge_sample(table: pd.DataFrame, spec: dict, language_name: str, args) -> t
         translation_gates.comparison(settings["model"], language_name, source, translation, settings["thinking"])
         for source, translation in zip(chosen["source"], chosen["translation"], strict=True)
     ]
-    answers = api_jobs.obtain(
+    answers = api_jobs.obtain_by_flags(
         requests,
-        api_jobs.journal_path(args, f"faithfulness-{args.language}", settings["model"] + translation_gates.RUBRIC),
-        api_costs.load_prices(args.prices),
-        api_jobs.api_settings(args),
+        args,
+        f"faithfulness-{args.language}",
+        settings["model"] + translation_gates.RUBRIC,
         answer_tokens=lambda request: translation_gates.ANSWER_TOKENS,
-        structured=True,
-        calls_allowed=not args.no_calls,
     )
     messages = [answers[request].message for request in requests]
     gates, verdicts = translation_gates.faithfulness(messages, spec["gates"])

@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 
-from spillover import api_costs, api_jobs, gold, judging, provenance, published_judge
+from spillover import api_jobs, gold, judging, provenance, published_judge
 from spillover.api_outcomes import FatalApiError
 from spillover.languages import load_languages
 
@@ -33,14 +33,8 @@ def main(argv: list[str] | None = None) -> None:
         table = gold.read(args.gold, args.languages, asked=published)
         asked = ["user", "text"] if published else ["text"]
         requests = [judge.request(*row) for row in table[asked].itertuples(index=False)]
-        answers = api_jobs.obtain(
-            requests,
-            api_jobs.journal_path(args, "gold", judge.scorer_id),
-            api_costs.load_prices(args.prices),
-            api_jobs.api_settings(args),
-            answer_tokens=lambda request: judging.ANSWER_TOKENS,
-            structured=True,
-            calls_allowed=not args.no_calls,
+        answers = api_jobs.obtain_by_flags(
+            requests, args, "gold", judge.scorer_id, answer_tokens=lambda request: judging.ANSWER_TOKENS
         )
         said = judging.answered(requests, judge.read, answers).rename(columns={"label": "judged"})
         judging.check_transport(said.assign(cell="gold"), settings["max_error_rate"])

@@ -20,7 +20,6 @@ import pandas as pd
 from spillover import (
     advice,
     alignment,
-    api_costs,
     api_jobs,
     behaviours,
     judging,
@@ -78,15 +77,7 @@ def judged(name: str, completions: pd.DataFrame, settings: dict, registry: Regis
     else:
         judge = alignment.Rater(name, settings["model"], settings.get("thinking", "disabled"))
         requests, tokens = [judge.request(*pair) for pair in pairs], alignment.ANSWER_TOKENS
-    answers = api_jobs.obtain(
-        requests,
-        api_jobs.journal_path(args, name, judge.scorer_id),
-        api_costs.load_prices(args.prices),
-        api_jobs.api_settings(args),
-        answer_tokens=lambda request: tokens,
-        structured=True,
-        calls_allowed=not args.no_calls,
-    )
+    answers = api_jobs.obtain_by_flags(requests, args, name, judge.scorer_id, answer_tokens=lambda request: tokens)
     table = completions[KEPT].reset_index(drop=True).assign(scorer=name, scorer_id=judge.scorer_id)
     table = pd.concat([table, judging.answered(requests, judge.read, answers)], axis=1)
     judging.check_transport(table, settings["max_error_rate"])

@@ -11,7 +11,7 @@ import json
 
 import pandas as pd
 
-from spillover import api_costs, api_jobs, provenance
+from spillover import api_jobs, provenance
 from spillover.api_outcomes import TRANSPORT, FatalApiError
 from spillover.languages import load_languages
 from spillover.translation import ENGLISH_CHARACTERS_A_TOKEN, ClaudeTranslator, SmallWorldTranslator
@@ -23,14 +23,13 @@ def by_claude(texts: list[str], settings: dict, args) -> tuple[list[tuple[str | 
     translator = ClaudeTranslator(settings["model"], name, settings["thinking"])
     requests = [translator.request(text) for text in texts]
     length = {request.id: len(text) for request, text in zip(requests, texts, strict=True)}
-    answers = api_jobs.obtain(
+    answers = api_jobs.obtain_by_flags(
         requests,
-        api_jobs.journal_path(args, f"translation-{args.language}", translator.identity),
-        api_costs.load_prices(args.prices),
-        api_jobs.api_settings(args),
+        args,
+        f"translation-{args.language}",
+        translator.identity,
         answer_tokens=lambda request: length.get(request.id, 0) / ENGLISH_CHARACTERS_A_TOKEN,
         structured=False,
-        calls_allowed=not args.no_calls,
     )
     replies = [answers[request] for request in requests]
     return [translator.read(r.message) if r.message else (None, TRANSPORT) for r in replies], answers.ledger

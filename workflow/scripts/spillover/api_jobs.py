@@ -102,6 +102,27 @@ def obtain(
         return Answers({i: _reply(chain, journal.state) for i, chain in chains.items()}, ledger)
 
 
+def obtain_by_flags(
+    requests: Sequence[Request],
+    args: argparse.Namespace,
+    name: str,
+    identity: str,
+    *,
+    answer_tokens: Callable[[Request], float],
+    structured: bool = True,
+) -> Answers:
+    """`obtain` as the flags of `add_api_flags` say, from the journal of this name and identity."""
+    return obtain(
+        requests,
+        journal_path(args, name, identity),
+        api_costs.load_prices(args.prices),
+        api_settings(args),
+        answer_tokens=answer_tokens,
+        structured=structured,
+        calls_allowed=not args.no_calls,
+    )
+
+
 def _send(
     distinct: dict[str, Request], journal: Journal, model: str, settings: ApiSettings, structured: bool
 ) -> dict[str, Any]:
