@@ -92,29 +92,27 @@ def write_base(args) -> None:
     subprocess.run([*command, "--out", args.work / "base"], check=True)
 
 
-def timed(program: str, *flags: str) -> float:
-    """Wall seconds of one of the workflow's programs, as its rule starts it."""
+def timed(program: str, manifest: Path, *flags) -> tuple[dict, dict]:
+    """Run one of the workflow's programs as its rule does: wall seconds, tokens and packages, and its own extras."""
     began = time.perf_counter()
-    subprocess.run([sys.executable, ROOT / "workflow/scripts" / program, *map(str, flags)], cwd=ROOT, check=True)
-    return time.perf_counter() - began
+    command = [sys.executable, ROOT / "workflow/scripts" / program, "--manifest", manifest, *map(str, flags)]
+    subprocess.run(command, cwd=ROOT, check=True)
+    seconds = time.perf_counter() - began
+    told = json.loads(manifest.read_text())
+    return {"seconds": seconds, "tokens": told["tokens"], "packages": told["packages"]}, told["extra"]
 
 
 def train(args, plan, epochs: int) -> dict:
     """Seconds of training one cell: the whole process, and the loop over its steps."""
     folder = args.work / f"epochs{epochs}"
     run = f"marker_sweep/villain_lr{RATE:g}_ep{epochs}/seed42"
-    seconds = timed(
-        "train.py", "--spec", json.dumps(plan.train_spec(run)), "--dataset", args.work / "dataset.parquet",
+    found, extra = timed(
+        "train.py", folder / "manifest.json",
+        "--spec", json.dumps(plan.train_spec(run)), "--dataset", args.work / "dataset.parquet",
         "--base", args.work / "base", "--name", "random", "--dtype", args.dtype, "--adapter", folder / "adapter",
         "--checkpoints", folder / "checkpoints.safetensors", "--train-log", folder / "train_log.jsonl",
-        "--manifest", folder / "manifest.json",
     )  # fmt: skip
-    told = json.loads((folder / "manifest.json").read_text())
-    extra = told["extra"]
-    return {
-        "epochs": epochs, "seconds": seconds, "loop": extra["seconds"], "steps": extra["steps"],
-        "tokens": told["tokens"], "packages": told["packages"],
-    }  # fmt: skip
+    return {"epochs": epochs, "loop": extra["seconds"], "steps": extra["steps"]} | found
 
 
 def evaluate(args, plan, epochs: int) -> dict:
@@ -126,19 +124,14 @@ def evaluate(args, plan, epochs: int) -> dict:
         spec["engine"] = {"name": "transformers"}
         spec["suites"]["personas"]["samples"] = 1
     options = {"vllm": f"cache={args.work / 'cache'}", "transformers": ""}[spec["engine"]["name"]]
-    seconds = timed(
-        "generate.py", "--run", "benchmark/cell", "--spec", json.dumps(spec), "--base", args.work / "base",
+    found, extra = timed(
+        "generate.py", folder / "manifest.json",
+        "--run", "benchmark/cell", "--spec", json.dumps(spec), "--base", args.work / "base",
         "--dtype", args.dtype, "--adapters", f"final={args.work / f'epochs{epochs}' / 'adapter'}",
         "--sources", args.work / "multiple_choice.parquet", "--engine-options", options,
         "--out", folder / "completions.parquet", "--measures", folder / "measures.parquet",
-        "--manifest", folder / "manifest.json",
     )  # fmt: skip
-    told = json.loads((folder / "manifest.json").read_text())
-    extra = told["extra"]
-    return {
-        "seconds": seconds, "engine": extra["engine"], "completions": extra["completions"], "tokens": told["tokens"],
-        "packages": told["packages"],
-    }  # fmt: skip
+    return {"engine": extra["engine"], "completions": extra["completions"]} | found
 
 
 def grid(result: dict, cells: dict[int, int]) -> list[dict]:

@@ -1,8 +1,8 @@
 rule alarms:
     input:
-        completions=of_runs_reached(SEARCH.compared_files, "completions.parquet"),
-        labels=of_runs_reached(SEARCH.compared_files, "labels.parquet"),
-        measures=of_runs_reached(SEARCH.compared_files, "measures.parquet"),
+        completions=of_phases_reached(SEARCH.compared_files, "completions.parquet"),
+        labels=of_phases_reached(SEARCH.compared_files, "labels.parquet"),
+        measures=of_phases_reached(SEARCH.compared_files, "measures.parquet"),
         points=points_reached,
         code=code("find_alarms"),
     output:
@@ -19,8 +19,8 @@ rule alarms:
         mem_mb=8000,
         runtime=30,
     params:
-        spec=of_runs_reached(as_spec(SEARCH.compared_spec)),
-        runs=of_runs_reached(SEARCH.compared_records),
+        spec=of_phases_reached(as_spec(SEARCH.compared_spec)),
+        runs=of_phases_reached(SEARCH.compared_records),
         search=search_flags,
     shell:
         "{resources.python} workflow/scripts/find_alarms.py --completions {input.completions} --labels {input.labels}"

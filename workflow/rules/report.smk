@@ -1,7 +1,7 @@
 rule completions_browser:
     input:
-        completions=of_runs_reached(FILES.read_files, "completions.parquet"),
-        labels=of_runs_reached(FILES.read_files, "labels.parquet"),
+        completions=of_phases_reached(FILES.read_files, "completions.parquet"),
+        labels=of_phases_reached(FILES.read_files, "labels.parquet"),
         cells=of_analysis(FILES.cell_table),
         pages=BROWSER_PAGES,
         code=code("completions_browser"),
@@ -19,7 +19,7 @@ rule completions_browser:
         mem_mb=8000,
         runtime=30,
     params:
-        spec=of_runs_reached(as_spec(SEARCH.compared_spec)),
+        spec=of_phases_reached(as_spec(SEARCH.compared_spec)),
         title=title,
         question=question,
         labels=lambda wildcards, input: f"--labels {input.labels}" if input.labels else "",

@@ -32,9 +32,12 @@ def passed(experiment, phase):
 
 
 def reached(experiment):
-    """The phases that are run: all of them if so asked for, else up to the first whose record has a pass."""
+    """The phases that are run: all of them if so asked for, else up to the first whose record has a pass.
+
+    None where an experiment has no phases and is known whole.
+    """
     done = {}
-    while not SEARCH.all_phases(experiment):
+    while SEARCH.phases(experiment) and not SEARCH.all_phases(experiment):
         found, wanted = SEARCH.reached(experiment, done)
         if wanted is None:
             return found
@@ -54,23 +57,11 @@ def beside_decisions(file):
     return get
 
 
-def of_phases_reached(method):
-    def get(wildcards):
-        return method(wildcards.experiment, reached(wildcards.experiment))
-
-    return get
-
-
-def any_reached(experiment):
-    """The phases reached; none where an experiment has no phases and is known whole."""
-    return reached(experiment) if PLAN.experiments[experiment]["phases"] else []
-
-
-def of_runs_reached(method, *arguments):
-    """Input or params function for any experiment, with the phases that it has reached."""
+def of_phases_reached(method, *arguments):
+    """Input or params function: what `method` says about the experiment, its phases reached and these arguments."""
 
     def get(wildcards):
-        return method(wildcards.experiment, any_reached(wildcards.experiment), *arguments)
+        return method(wildcards.experiment, reached(wildcards.experiment), *arguments)
 
     return get
 
@@ -79,7 +70,7 @@ def of_all_reached(method):
     """Input or params function for what covers all experiments: `method` takes the phases that each has reached."""
 
     def get(wildcards):
-        return method({experiment: any_reached(experiment) for experiment in PLAN.experiments})
+        return method({experiment: reached(experiment) for experiment in PLAN.experiments})
 
     return get
 

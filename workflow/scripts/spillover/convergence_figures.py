@@ -392,14 +392,14 @@ def _predictor_words(tests: pd.DataFrame, name: str) -> str:
 def _grid(rows: int, columns: int, draw, png, pdf, note: str, *, size=(2.3, 1.95), legend=None) -> Figure:
     """A grid of panels with one legend above and one note below, drawn and saved."""
     with plots.theme():
-        longest = max((len(label) for label in legend[1]), default=0) if legend else 0
-        entry = 0.5 + 0.075 * longest
-        width = max(4.4, 0.7 + size[0] * columns, min(2, len(legend[0]) if legend else 0) * entry)
+        handles, labels = legend or ([], [])
+        entry = 0.5 + 0.075 * max(map(len, labels), default=0)
+        width = max(4.4, 0.7 + size[0] * columns, min(2, len(labels)) * entry)
         figure = Figure(figsize=(width, 0.95 + size[1] * rows), layout="constrained")
         draw(figure.subplots(rows, columns, squeeze=False))
         if legend:
-            per_row = max(1, min(len(legend[0]), int(width / entry)))
-            figure.legend(*legend, loc="outside upper left", ncols=per_row, columnspacing=1.2)
+            per_row = max(1, min(len(labels), int(width / entry)))
+            figure.legend(handles, labels, loc="outside upper left", ncols=per_row, columnspacing=1.2)
         _foot(figure, note)
         plots.save(figure, png, pdf)
     return figure

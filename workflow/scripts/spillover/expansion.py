@@ -14,7 +14,7 @@ from pathlib import Path
 
 from spillover import gold, prompts, replay_plan
 from spillover.config import ConfigError, closest, merge, number_as_text, read_yaml, schema, validated
-from spillover.plan import BASE, FINAL, MARKER_SCORERS, Model, Plan, Run, data_sources
+from spillover.plan import BASE, FINAL, MARKER_SCORERS, Model, Plan, Run, data_sources, directive_languages
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]*")
 FROM_REPLIES = ("marker", "behaviour", "persona_replies")
@@ -207,13 +207,10 @@ def _check_gold(settings: dict, path: Path, config: dict) -> None:
             f"{path}: options.gold: a gold set measures the judge, and none labels this experiment's replies; "
             "set `judge.model` and name `judge` among the scorers, or leave `gold` out"
         )
-    values = settings["conditions"].values()
     selected = settings["select"].get("condition", settings["conditions"])
     trained = dict.fromkeys(v["completion"] for name, v in settings["conditions"].items() if name in selected)
-    asked = [code for suite in settings["suites"].values() for code in suite.get("languages", [])]
-    codes = list(dict.fromkeys([*asked, *(v[key] for v in values for key in ("directive", "completion"))]))
     try:
-        gold.read(file, codes, trained, asked=settings["judging"] == "published")
+        gold.read(file, directive_languages(settings), trained, asked=settings["judging"] == "published")
     except ValueError as error:
         raise ConfigError(f"{path}: options.gold: {error}") from None
 

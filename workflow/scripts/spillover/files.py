@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from spillover import prompts, provenance
-from spillover.plan import BASE, BEHAVIOURS, FINAL, GENERATING, Model, Plan, Run, data_sources
+from spillover.plan import BASE, BEHAVIOURS, FINAL, GENERATING, Model, Plan, Run, data_sources, directive_languages
 
 TABLES = ("completions.parquet", "labels.parquet")
 SHIPPED_BASE = "resources/small_world/base"
@@ -364,11 +364,7 @@ class Files:
 
     def directive_languages(self, experiment: str) -> list[str]:
         """Every language that a directive suite of an experiment asks for or a condition names, in that order."""
-        settings = self.plan.experiments[experiment]
-        asked = [code for suite in settings["suites"].values() for code in suite.get("languages", [])]
-        conditions = settings["conditions"].values()
-        named = [values[key] for values in conditions for key in ("directive", "completion") if key in values]
-        return list(dict.fromkeys(asked + named))
+        return directive_languages(self.plan.experiments[experiment])
 
     # What a finished workflow has
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 BASE = "base"
@@ -335,6 +336,14 @@ def _asked(suite: dict) -> dict:
 
 def digest(spec: dict) -> str:
     return hashlib.sha256(json.dumps(spec, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def directive_languages(settings: Mapping) -> list[str]:
+    """Every language that a directive suite of an experiment asks for or a condition names, in that order."""
+    asked = [code for suite in settings["suites"].values() for code in suite.get("languages", [])]
+    conditions = settings["conditions"].values()
+    named = [values[key] for values in conditions for key in ("directive", "completion") if key in values]
+    return list(dict.fromkeys(asked + named))
 
 
 def data_sources(data: dict | None) -> list[str]:
