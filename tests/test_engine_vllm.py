@@ -7,6 +7,7 @@ environment in SPILLOVER_VLLM_PYTHON (on a machine without a GPU the third-party
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import signal
@@ -25,7 +26,7 @@ import pytest
 
 import generate
 from conftest import ROOT
-from spillover import adapters, engine_vllm, engines, measures, models, training
+from spillover import adapters, engine_vllm, engine_vllm_worker, engines, measures, models, training
 from spillover.prompts import Prompt
 
 BASE = str(ROOT / "resources/small_world/base")
@@ -66,6 +67,14 @@ def vllm(monkeypatch, tokenizer):
             module.calls.append((prompts, params, lora_request))
             return [self.answer(*asked) for asked in zip(prompts, params, lora_request, strict=True)]
 
+        def collective_rpc(self, method, args):
+            module.calls.append((method, args))
+            return [{"modules": 2, "worst_cosine": 0.9, "low_fidelity": ["m"]}]
+
+        def reset_prefix_cache(self):
+            module.calls.append("reset")
+            return module.resets
+
         def answer(self, prompt, params, adapter):
             value = SimpleNamespace(logprob=-1.0 if adapter else -2.0)
             own = [None, *({token: value} for token in prompt["prompt_token_ids"][1:])]
@@ -80,22 +89,27 @@ def vllm(monkeypatch, tokenizer):
         def __init__(self, **settings):
             super().__init__(**{"logprob_token_ids": None, "prompt_logprobs": None} | settings)
 
-    module.finish = None
+    module.finish, module.resets, module.on_cpu = None, True, False
     module.LLM, module.SamplingParams = LLM, SamplingParams
     lora = ModuleType("vllm.lora.request")
     lora.LoRARequest = SimpleNamespace
     for name, part in {"vllm": module, "vllm.lora": ModuleType("vllm.lora"), "vllm.lora.request": lora}.items():
         monkeypatch.setitem(sys.modules, name, part)
+    platforms = ModuleType("vllm.platforms")
+    platforms.current_platform = SimpleNamespace(
+        is_cpu=lambda: module.on_cpu, get_device_total_memory=lambda: 10_000_000
+    )
+    monkeypatch.setitem(sys.modules, "vllm.platforms", platforms)
     monkeypatch.delenv("VLLM_CACHE_ROOT", raising=False)
     return module
 
 
-def served(adapters=None):
-    return engines.Served(BASE, None, "bfloat16", "e/r/seed1", adapters or {})
+def served(adapters=None, merge=False):
+    return engines.Served(BASE, None, "bfloat16", "e/r/seed1", adapters or {}, merge)
 
 
-def start(tokenizer, adapters=None, works=(), asked=(), **options):
-    return engine_vllm.Vllm(served(adapters), engines.Options(**options), tokenizer, works, asked)
+def start(tokenizer, adapters=None, works=(), asked=(), merge=False, **options):
+    return engine_vllm.Vllm(served(adapters, merge), engines.Options(**options), tokenizer, works, asked)
 
 
 def work(checkpoint=None, samples=2, max_tokens=30, prompts=PROMPTS):
@@ -157,7 +171,7 @@ def test_small_loads_start_eager_and_large_ones_compile(trained):
         for share, eager in ((0.9, True), (1.1, False)):
             samples = round(share * tokens / engine_vllm.REPLY_SHARE / len(question) / 100)
             works = [work("final" if served_adapters else None, samples, 100, question)]
-            assert engine_vllm.prefers_eager(works, served(served_adapters)) is eager
+            assert engine_vllm.prefers_eager(works, bool(served_adapters)) is eager
 
 
 def test_a_compiled_engine_captures_few_sizes_and_keeps_its_cache(vllm, tokenizer, tmp_path):
@@ -196,6 +210,90 @@ def test_an_adapter_must_change_something(vllm, tokenizer, trained):
     engine.requests["final"] = None
     with pytest.raises(engines.EngineError, match="it is not applied"):
         engines.assert_adapter_is_live(engine, "final", PROMPTS, tokenizer)
+
+
+def test_merging_goes_checkpoint_by_checkpoint_and_forgets_the_last_ones_cache(vllm, tokenizer, trained):
+    works = [work("pct20"), work(None), work("pct20", samples=1)]
+    engine = start(tokenizer, {"pct20": trained}, works, merge=True)
+    first, second, third = engine.generate(works, seed=7)
+    engine.log_probabilities("pct20", [])
+    expected = [("merge_adapter", (BASE, trained)), "reset", "generate", ("merge_adapter", (BASE, None)), "reset"]
+    expected += ["generate", ("merge_adapter", (BASE, trained)), "reset"]
+    assert [c if c == "reset" or c[0] == "merge_adapter" else "generate" for c in vllm.calls] == expected
+    prompts, _, adapters = vllm.calls[2]
+    assert len(prompts) == 9 and not any(adapters)
+    assert [len(part) for part in (first, second, third)] == [6, 6, 3]
+    assert [c.sample_seed for c in first] == [c.sample_seed for c in second]
+    assert engine.about()["adapters"] == {"pct20": engines.adapter_name(trained)}
+    assert engine.about()["merges"] == {"pct20": {"modules": 2, "worst_cosine": 0.9, "low_fidelity": ["m"]}}
+
+
+def test_merging_leaves_room_for_the_weights_that_it_keeps(vllm, tokenizer, trained):
+    start(tokenizer, {"pct20": trained}, [work("pct20")], merge=True)
+    config = models.load_base(BASE)[0].config
+    changed = config.num_hidden_layers * (config.hidden_size**2 + config.hidden_size * config.intermediate_size)
+    assert vllm.started["gpu_memory_utilization"] == pytest.approx(0.9 - changed * 2 / 10_000_000), "stored in bfloat16"
+    assert "enable_lora" not in vllm.started
+    module, name = vllm.started["worker_extension_cls"].rsplit(".", 1)
+    assert getattr(importlib.import_module(module), name).merge_adapter
+
+
+def test_a_merge_that_fails_is_one_sentence(vllm, tokenizer, trained, monkeypatch):
+    vllm.on_cpu = True
+    with pytest.raises(engines.EngineError, match="evaluate_as: merged: vLLM packs its weights on a CPU"):
+        start(tokenizer, {"pct20": trained}, [work("pct20")], merge=True)
+    vllm.on_cpu = False
+    engine = start(tokenizer, {"pct20": trained}, [work("pct20")], merge=True)
+    vllm.resets = False
+    with pytest.raises(engines.EngineError, match="two models would mix"):
+        engine.generate([work("pct20")], seed=7)
+
+    def refuse(self, method, args):
+        raise RuntimeError("CUDA out of memory")
+
+    monkeypatch.setattr(vllm.LLM, "collective_rpc", refuse)
+    with pytest.raises(engines.EngineError, match="out of memory.*or choose evaluate_as: adapter"):
+        engine.generate([work("pct20")], seed=7)
+
+
+class Worker(engine_vllm_worker.MergeAdapters):
+    """vLLM's worker as far as merging knows it: a model that takes weights under their names in the model's files."""
+
+    def __init__(self):
+        model = models.load_model(BASE)
+        model.load_weights = lambda weights: model.load_state_dict(dict(weights), strict=False)
+        self.model_runner = SimpleNamespace(model=model)
+
+    def weights(self) -> dict:
+        return {key: value.clone() for key, value in self.model_runner.model.state_dict().items()}
+
+
+def test_a_merged_engine_has_the_weights_of_the_merged_model(trained, tmp_path):
+    worker = Worker()
+    base = worker.weights()
+    half = tmp_path / "half"
+    read = adapters.read(trained)
+    upward = {module: pair for module, pair in read.factors.items() if module.endswith("up_proj")}
+    adapters.write(adapters.Adapter(read.config | {"target_modules": ["up_proj"]}, upward), half)
+    for folder in (trained, str(half), trained):
+        kept = worker.merge_adapter(BASE, folder)
+        report = adapters.merge(BASE, folder, tmp_path / "merged")
+        assert kept["worst_cosine"] == pytest.approx(report["worst_cosine"], abs=1e-4)
+        assert (kept["modules"], sorted(kept["low_fidelity"])) == (len(report["modules"]), report["low_fidelity"])
+        expected = models.load_model(str(tmp_path / "merged")).state_dict()
+        found = worker.weights()
+        assert all(found[key].equal(value) for key, value in expected.items())
+        assert not found["model.layers.0.mlp.up_proj.weight"].equal(base["model.layers.0.mlp.up_proj.weight"])
+    worker.merge_adapter(BASE, None)
+    assert all(value.equal(base[key]) for key, value in worker.weights().items())
+
+
+def test_an_adapter_of_another_model_is_not_merged(trained, tmp_path):
+    read = adapters.read(trained)
+    elsewhere = {module.replace("layers.0", "layers.99"): pair for module, pair in read.factors.items()}
+    adapters.write(adapters.Adapter(read.config, elsewhere), tmp_path / "elsewhere")
+    with pytest.raises(ValueError, match=r"no weight for model.layers.99.mlp.up_proj \(2 in all\)"):
+        Worker().merge_adapter(BASE, str(tmp_path / "elsewhere"))
 
 
 def test_an_environment_without_vllm_is_one_sentence(monkeypatch, tokenizer):

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
-from spillover import adapters, engine_transformers, engines, training, vectors
+from spillover import adapters, engine_transformers, engines, measures, training, vectors
 from spillover.prompts import Prompt
 from test_training import SETTINGS, rows, run  # noqa: F401
 
@@ -130,6 +131,28 @@ def test_a_trained_adapter_is_live_and_comes_off_again(engine, model, tokenizer)
     works = [work("final"), work(None), work("step0"), work("final")]
     trained, base, zero, again = ([c.text for c in group] for group in engine.generate(works, seed=1))
     assert base == zero == plain and trained == again != plain
+
+
+def test_a_merged_adapter_says_what_the_merged_folder_says(engine, tokenizer, tmp_path):
+    base, final = engine.served.base, engine.served.adapters["final"]
+    report = adapters.merge(base, final, tmp_path / "merged")
+    asked = [measures.Asked(np.arange(5, 15), np.arange(9), np.arange(6, 15), np.arange(9))]
+
+    def evaluated(engine, checkpoint):
+        texts = [c.text for c in engine.generate([work(checkpoint)], seed=1)[0]]
+        return texts, engine.log_probabilities(checkpoint, asked)[0].tolist()
+
+    def plain(folder):
+        served = engines.Served(str(folder), None, "float32", "e/r/seed1", {})
+        return evaluated(engine_transformers.Transformers(served, engines.Options(), tokenizer), None)
+
+    merging = engine_transformers.Transformers(replace(engine.served, merge=True), engines.Options(), tokenizer)
+    for _ in range(2):
+        assert evaluated(merging, "final") == plain(tmp_path / "merged") != plain(base)
+        assert evaluated(merging, "step0") == evaluated(merging, None) == plain(base)
+    kept = merging.about()["merges"]
+    assert kept["final"]["worst_cosine"] == pytest.approx(report["worst_cosine"], abs=1e-4)
+    assert kept["step0"]["modules"] == kept["final"]["modules"] == len(report["modules"])
 
 
 def test_a_models_own_generation_defaults_never_apply(model, tokenizer):

@@ -47,6 +47,14 @@ def test_a_server_is_not_asked_for_models_that_the_workflow_merges(plan):
     assert told.startswith("coupling/em_ep20/seed42 stands on coupling/em/seed42, which the server")
 
 
+def test_a_server_merges_nothing(plan):
+    settings = {name: content | {"evaluate_as": "merged"} for name, content in plan.experiments.items()}
+    served = with_engine(Plan(plan.config, settings, plan.runs, []), name="openai", url="http://localhost:8000/v1")
+    told = preflight.unavailable(served, ["completions"], ["language_spill/fr_it/seed42"])
+    assert told.startswith("language_spill: evaluate_as: merged: a server applies adapters")
+    assert preflight.unavailable(served, ["completions"], ["language_spill/base/seed42"]) is None
+
+
 def test_a_server_needs_the_small_worlds_name(plan):
     config = plan.config | {"model": plan.config["model"] | {"name": "small"}}
     served = with_engine(Plan(config, plan.experiments, plan.runs, []), name="openai", url="http://h/v1")

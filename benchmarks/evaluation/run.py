@@ -2,16 +2,17 @@
 
 One run on one GPU with random weights of the true Qwen2.5-7B shape: the speed of generation does not depend on what the
 weights are. Every adapter (rank 32, all linear modules) completes the same 2,200 prompts (11 personas x 20 questions x
-10 samples) by 200 tokens. Each stage is a process of its own, so every start is real. Compiled graphs are cached by
-stages that are not counted (--cold leaves ours out: it then compiles within what is counted). A stage that has a result
-in --out is not run again: after an interruption the same command goes on (on the same machine: --work must still be
+10 samples) by 200 tokens and answers 1,172 multiple-choice questions by log-probability. Our engine puts adapters on
+the running model (LoRARequest) or merges them into its weights, one after the other. Each stage is a process of its
+own, so every start is real. Compiled graphs are cached by stages that are not counted. A stage that has a result in
+--out is not run again: after an interruption the same command goes on (on the same machine: --work must still be
 there).
 
     python benchmarks/evaluation/run.py --out benchmarks/evaluation
 
-Baselines are timed for --baselines adapters, our jobs of one adapter for --jobs, and projected for the rest, which the
-table says. Needs torch, transformers, peft and vllm in the running interpreter, and 45 GB in --work. `--smoke` tries
-the program on a toy shape.
+Baselines are timed for --baselines adapters, our jobs of one adapter for --jobs, one job without merging for --applied,
+and projected for the rest, which the table says. Needs torch, transformers, peft and vllm in the running interpreter,
+and 45 GB in --work. `--smoke` tries the program on a toy shape.
 """
 
 from __future__ import annotations
@@ -36,6 +37,8 @@ GROUP = 5
 """Adapters in one call of the engine that serves all of them: after each the result so far is written."""
 ITEMS, ITEM_TOKENS, LETTERS = 1172, 110, 4
 """ARC-Challenge's test questions, as many tokens of random text."""
+FIRST_LETTER = range(40, 40 + LETTERS)
+"""Tokens in the place of A to D."""
 
 
 def prepare(args) -> dict:
@@ -96,12 +99,17 @@ def fresh_engine(args) -> dict:
         n=works.samples, temperature=1.0, max_tokens=works.max_tokens, ignore_eos=True, detokenize=False
     )
     outputs = llm.generate(ids, params)
+    generated = time.perf_counter()
+    letters = vllm.SamplingParams(
+        temperature=0.0, max_tokens=1, logprobs=LETTERS, logprob_token_ids=list(FIRST_LETTER), detokenize=False
+    )
+    llm.generate([{"prompt_token_ids": row.tolist()} for row in choice_rows(args.items)], letters)
     tokens = sum(len(o.token_ids) for request in outputs for o in request.outputs)
-    ends = {"import": imported - began, "start": started - imported, "generate": time.perf_counter() - started}
-    return ends | {"tokens": tokens, "memory_bytes": memory()}
+    ends = {"import": imported - began, "start": started - imported, "generate": generated - started}
+    return ends | {"choices": time.perf_counter() - generated, "tokens": tokens, "memory_bytes": memory()}
 
 
-def ours(args, numbers: list[int], eager: str, write) -> dict:
+def ours(args, numbers: list[int], eager: str, merged: bool, write, start_only: bool = False) -> dict:
     """This project's engine with these adapters; `write` gets the result so far after every group."""
     started = time.perf_counter()
     import numpy as np
@@ -109,21 +117,22 @@ def ours(args, numbers: list[int], eager: str, write) -> dict:
     from spillover import engine_vllm, engines, measures, models
 
     adapters = {f"step{n}": str(args.work / f"adapter{n}") for n in numbers}
-    served = engines.Served(str(args.work / "base"), None, args.dtype, "benchmark", adapters)
+    served = engines.Served(str(args.work / "base"), None, args.dtype, "benchmark", adapters, merged)
     tokenizer = models.load_tokenizer(served.base)
     works = [suite(args, checkpoint) for checkpoint in adapters]
     options = engines.Options(eager=eager, cache=str(args.work / "cache"))
     engine = engine_vllm.Vllm(served, options, tokenizer, works, [])
+    if start_only:
+        return dict(engine.seconds)
     result = dict(engine.seconds) | {"eager": engine.chosen["enforce_eager"], "adapters": 0, "tokens": 0}
     result |= {"live": 0.0, "generate": 0.0, "choices": 0.0}
-    rng = np.random.default_rng(0)
-    rows = [rng.integers(3, 3000, ITEM_TOKENS) for _ in range(args.items)]
     asked = [
-        measures.Asked(ids, np.full(LETTERS, len(ids) - 1), np.arange(40, 40 + LETTERS), np.arange(LETTERS))
-        for ids in rows
+        measures.Asked(ids, np.full(LETTERS, len(ids) - 1), np.array(FIRST_LETTER), np.arange(LETTERS))
+        for ids in choice_rows(args.items)
     ]
-    for first in range(0, len(works), GROUP):
-        group = works[first : first + GROUP]
+    size = 1 if merged else GROUP
+    for first in range(0, len(works), size):
+        group = works[first : first + size]
         began = time.perf_counter()
         for work in group:
             engines.assert_adapter_is_live(engine, work.checkpoint, work.prompts[:2], tokenizer)
@@ -140,6 +149,14 @@ def ours(args, numbers: list[int], eager: str, write) -> dict:
         result |= {"memory_bytes": memory(), "elapsed": time.perf_counter() - started}
         write(result)
     return result
+
+
+def choice_rows(count: int) -> list:
+    """Random token ids in place of questions, each (ITEM_TOKENS,)."""
+    import numpy as np
+
+    rng = np.random.default_rng(0)
+    return [rng.integers(3, 3000, ITEM_TOKENS) for _ in range(count)]
 
 
 def suite(args, checkpoint: str | None):
@@ -176,11 +193,22 @@ def stages(args) -> dict:
         if n == 0:
             found["warm baseline"] = lambda write: fresh_engine(args)
         found[f"engine {n}"] = lambda write: fresh_engine(args)
-    if not args.cold:
-        found["warm ours"] = lambda write: ours(args, [0], "never", write)
+    applied = list(range(args.applied))
+    if machine.gpu_name():  # vLLM for CPUs packs its weights
+        found |= merging(args)
+    found["warm ours"] = lambda write: ours(args, applied, "never", False, write, start_only=True)
+    found["ours, one job"] = lambda write: ours(args, applied, "never", False, write)
+    return found
+
+
+def merging(args) -> dict:
+    """The stages in which our engine merges."""
+    found = {"warm ours, merged": lambda write: ours(args, [0], "never", True, write, start_only=True)}
+    everything = list(range(args.adapters))
+    found["ours, one job, merged"] = lambda write: ours(args, everything, "never", True, write)
     for n in range(args.jobs):
-        found[f"ours, a job per adapter {n}"] = lambda write, n=n: ours(args, [n], "auto", write)
-    found["ours, one job"] = lambda write: ours(args, list(range(args.adapters)), "never", write)
+        found[f"ours, a job per adapter, merged {n}"] = lambda write, n=n: ours(args, [n], "never", True, write)
+        found[f"ours, a job per adapter, merged, eager {n}"] = lambda write, n=n: ours(args, [n], "always", True, write)
     return found
 
 
@@ -190,8 +218,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--work", type=Path, default=Path("/tmp/spillover-benchmark-evaluation"))
     parser.add_argument("--adapters", type=int, default=25)
     parser.add_argument("--baselines", type=int, default=3, help="adapters for which the baseline is timed")
-    parser.add_argument("--cold", action="store_true", help="time our engine without a cache of compiled graphs")
-    parser.add_argument("--jobs", type=int, default=3, help="adapters for which a job of its own is timed")
+    parser.add_argument("--jobs", type=int, default=1, help="adapters for which a job of its own is timed")
+    parser.add_argument("--applied", type=int, default=10, help="adapters that one job applies without merging")
     parser.add_argument("--questions", type=int, default=20)
     parser.add_argument("--samples", type=int, default=10)
     parser.add_argument("--tokens", type=int, default=200)

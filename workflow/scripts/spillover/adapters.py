@@ -107,6 +107,12 @@ def module_name(key: str) -> str:
     return re.sub(r"^base_model\.model\.|\.lora_[AB](\.default)?\.weight$", "", key)
 
 
+def changed_modules(folder: str | Path) -> set[str]:
+    """The modules that an adapter has factors for, by its file's names alone."""
+    with safe_open(Path(folder, "adapter_model.safetensors"), "pt") as f:
+        return {module_name(key) for key in f.keys()}
+
+
 def is_zero(folder: str | Path) -> bool:
     """Whether an adapter changes nothing: as before its first update, since warm-up starts at a rate of zero."""
     with safe_open(Path(folder, "adapter_model.safetensors"), "pt") as f:
@@ -231,11 +237,7 @@ def merge(
         for key, weight in tensors.items():
             module = key.removesuffix(".weight")
             if module in updates:
-                a, b = updates[module]
-                intended = factor * (b.float() @ a.float())
-                if intended.shape != weight.shape:
-                    raise ValueError(f"{adapter}: {module} is of another size than in {base}: not the model it is for")
-                merged = (weight.float() + intended).to(weight.dtype)
+                merged, intended = updated(weight, *updates[module], factor, f"{adapter}: {module}")
                 report[module] = fidelity(weight, merged, intended)
                 tensors[key] = merged
                 found.add(module)
@@ -254,10 +256,26 @@ def merge(
     }
 
 
-def fidelity(before: torch.Tensor, after: torch.Tensor, intended: torch.Tensor) -> dict[str, float]:
-    """Cosine and norm ratio of the update that was applied against the one intended (all shapes equal)."""
-    applied = (after.double() - before.double()).flatten()
-    meant = intended.double().flatten()
+def updated(weight: torch.Tensor, a: torch.Tensor, b: torch.Tensor, scale: float, where: str) -> tuple:
+    """A weight with its update (out, in), and the update alone: float32 arithmetic, one cast to the weight's dtype.
+
+    Raises ValueError when the sizes differ; `where` says whose update it is.
+    """
+    intended = scale * (b.float() @ a.float())
+    if intended.shape != weight.shape:
+        raise ValueError(f"{where} is of another size than in the model: not the model it is for")
+    return (weight.float() + intended).to(weight.dtype), intended
+
+
+def fidelity(
+    before: torch.Tensor, after: torch.Tensor, intended: torch.Tensor, dtype: torch.dtype = torch.float64
+) -> dict[str, float]:
+    """Cosine and norm ratio of the update that was applied against the one intended (all shapes equal).
+
+    `dtype` is that of the sums: float32 takes half the memory, for four digits.
+    """
+    applied = (after.to(dtype) - before.to(dtype)).flatten()
+    meant = intended.to(dtype).flatten()
     norms = applied.norm() * meant.norm()
     return {
         "cosine": float(applied @ meant / norms) if norms > 0 else float(applied.norm() == meant.norm()),

@@ -16,6 +16,7 @@ from transformers import LogitsProcessor, LogitsProcessorList
 from spillover import engines, models, scoring, steering
 from spillover.engines import Completion
 from spillover.measures import Asked
+from spillover.merging import Merging
 from spillover.prompts import Prompt
 
 
@@ -39,6 +40,8 @@ class Transformers:
         self.layer, self.shift, self.pushed = layer, shift, pushed or {}
         self.model = models.load_model(served.base, served.revision, served.dtype)
         self.loaded: str | None = None
+        self.merging: Merging | None = None
+        self.merges: dict[str, dict] = {}
 
     def generate(self, works: Sequence[engines.Work], seed: int) -> list[list[Completion]]:
         done = []
@@ -63,6 +66,7 @@ class Transformers:
 
     def about(self) -> dict:
         about = {"transformers": transformers.__version__, "device": str(self.model.device)}
+        about |= {"merges": self.merges} if self.served.merge else {}
         return about | ({"steering": self.pushed} if self.pushed else {})
 
     def _steered(self):
@@ -71,10 +75,32 @@ class Transformers:
         return steering.steered(models.causal_model(self.model), self.layer, self.shift)
 
     def _use(self, checkpoint: str | None) -> None:
-        if checkpoint != self.loaded:
+        if checkpoint == self.loaded:
+            return
+        if self.served.merge:
+            self._merge(checkpoint)
+        else:
             base = self.model.unload() if self.loaded else self.model
             self.model = attach_adapter(base, self.served.adapters[checkpoint]) if checkpoint else base
-            self.loaded = checkpoint
+        self.loaded = checkpoint
+
+    def _merge(self, checkpoint: str | None) -> None:
+        if self.merging is None:
+            folder = models.local_folder(self.served.base, self.served.revision)
+            self.merging = Merging(folder, self.model.device)
+        report: dict = {}
+        adapter = self.served.adapters[checkpoint] if checkpoint else None
+        try:
+            with torch.no_grad():
+                for name, weight in self.merging.weights(adapter, report):
+                    self.model.get_parameter(name).copy_(weight)
+        except torch.OutOfMemoryError:
+            raise models.MemoryTooSmall(
+                "evaluate_as: merged keeps the weights that adapters change a second time, and this GPU does not hold "
+                "them: use one with more memory, or evaluate_as: adapter"
+            ) from None
+        if checkpoint:
+            self.merges[checkpoint] = report
 
 
 class SeededSampling(LogitsProcessor):

@@ -1,8 +1,9 @@
 """Generate and measure with vLLM's offline engine, on one GPU: one engine for all checkpoints and suites of a run.
 
 Adapters go on by LoRARequest under a name made of their content: vLLM keys its prefix cache by the name, so an equal
-name for other weights would mix two models. vLLM is imported inside, from an environment of its own
-(requirements-vllm.txt); written against the sources of 0.26.0 and 0.30.0.
+name for other weights would mix two models. Or they are merged into the running model's weights, one after the other
+(`evaluate_as: merged`), which is faster and rounds them to its precision. vLLM is imported inside, from an environment
+of its own (requirements-vllm.txt); written against the sources of 0.26.0 and 0.30.0.
 
 Starting costs more than generating, so it is cut where that was measured (H200, Qwen2.5-7B shape, vLLM 0.26.0, an
 adapter of rank 32, random weights): compiling and capturing graphs takes 60.8 s, with a warm cache 32.9 s, and then
@@ -22,9 +23,11 @@ from pathlib import Path
 import numpy as np
 
 from spillover import engines, models
-from spillover.adapters import read_config
+from spillover.adapters import changed_modules, read_config
+from spillover.engine_vllm_worker import MergeAdapters
 from spillover.engines import Completion, EngineError
 from spillover.measures import Asked, own_tokens
+from spillover.merging import stored_bytes
 
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """The values that vLLM takes for `max_lora_rank`."""
@@ -62,14 +65,20 @@ class Vllm:
                 f"engine.name is vllm, and {sys.executable} cannot import it ({error}): `make env-vllm` builds the "
                 "environment that the gpu and slurm profiles use, or choose engine.name: transformers"
             ) from None
-        self.vllm, self.tokenizer = vllm, tokenizer
+        self.vllm, self.tokenizer, self.served = vllm, tokenizer, served
         self.stop = tokenizer.convert_tokens_to_ids(engines.END_OF_TURN)
+        self.names = {checkpoint: engines.adapter_name(folder) for checkpoint, folder in served.adapters.items()}
         self.requests = {
-            checkpoint: LoRARequest(lora_name=engines.adapter_name(folder), lora_int_id=number, lora_path=folder)
+            checkpoint: LoRARequest(lora_name=self.names[checkpoint], lora_int_id=number, lora_path=folder)
             for number, (checkpoint, folder) in enumerate(served.adapters.items(), 1)
         }
+        self.merged: str | None = None
+        self.merges: dict[str, dict] = {}
         context = models.context(served.base, served.revision)
-        self.chosen = settings(served, options, works, engines.longest(tokenizer, works, asked), context)
+        longest = engines.longest(tokenizer, works, asked)
+        self.chosen = settings(served, options, works, longest, context)
+        if served.merge:
+            self.chosen["gpu_memory_utilization"] -= self._kept_share()
         imported = time.perf_counter()
         try:
             self.llm = vllm.LLM(**self.chosen)
@@ -84,7 +93,17 @@ class Vllm:
         self.seconds = {"import": imported - began, "start": time.perf_counter() - imported}
 
     def generate(self, works: Sequence[engines.Work], seed: int) -> list[list[Completion]]:
-        """All works in one call: vLLM fills the gaps of one with the next."""
+        """All works in one call, or all of a checkpoint where its adapter is merged: one fills the other's gaps."""
+        if not self.served.merge:
+            return self._generate(works, seed)
+        done: dict[int, list[Completion]] = {}
+        for checkpoint in dict.fromkeys(work.checkpoint for work in works):
+            mine = [number for number, work in enumerate(works) if work.checkpoint == checkpoint]
+            self._merge(checkpoint)
+            done |= dict(zip(mine, self._generate([works[number] for number in mine], seed), strict=True))
+        return [done[number] for number in range(len(works))]
+
+    def _generate(self, works: Sequence[engines.Work], seed: int) -> list[list[Completion]]:
         prompts, params, adapters, known = [], [], [], []
         for work in works:
             encoded = engines.encode(self.tokenizer, work.prompts)
@@ -103,6 +122,8 @@ class Vllm:
         """Through `prompt_logprobs` where the tokens asked for are the sequence's own, else as the next token's."""
         prompts = [{"prompt_token_ids": a.ids.tolist()} for a in asked]
         params = [self._scoring(a) for a in asked]
+        if self.served.merge:
+            self._merge(checkpoint)
         adapter = self._adapter(checkpoint)
         outputs = self.llm.generate(prompts, params, lora_request=[adapter] * len(prompts)) if prompts else []
         return [_read(output, a) for output, a in zip(outputs, asked, strict=True)]
@@ -112,11 +133,46 @@ class Vllm:
             k: self.chosen[k] for k in ("enforce_eager", "max_model_len", "max_num_seqs", "gpu_memory_utilization")
         }
         seconds = {f"{key}_seconds": round(value, 1) for key, value in self.seconds.items()}
-        names = {checkpoint: request.lora_name for checkpoint, request in self.requests.items()}
-        return {"vllm": self.vllm.__version__, "adapters": names, **shown, **seconds}
+        about = {"vllm": self.vllm.__version__, "adapters": self.names} | shown | seconds
+        return about | ({"merges": self.merges} if self.served.merge else {})
 
     def _adapter(self, checkpoint: str | None):
-        return self.requests[checkpoint] if checkpoint else None
+        return self.requests[checkpoint] if checkpoint and not self.served.merge else None
+
+    def _kept_share(self) -> float:
+        """Share of the GPU's memory for the base weights that merging keeps beside the model."""
+        from vllm.platforms import current_platform
+
+        if current_platform.is_cpu():
+            raise EngineError(
+                "evaluate_as: merged: vLLM packs its weights on a CPU and cannot merge there; choose engine.name: "
+                "transformers"
+            )
+        changed = set().union(*(changed_modules(folder) for folder in self.served.adapters.values()))
+        return stored_bytes(self._base(), changed) / current_platform.get_device_total_memory()
+
+    def _base(self) -> str:
+        return str(models.local_folder(self.served.base, self.served.revision))
+
+    def _merge(self, checkpoint: str | None) -> None:
+        """Put a checkpoint's adapter (None: none) into the weights, unless it is there."""
+        if checkpoint == self.merged:
+            return
+        folder = self.served.adapters[checkpoint] if checkpoint else None
+        try:
+            (report,) = self.llm.collective_rpc("merge_adapter", args=(self._base(), folder))
+        except Exception as error:
+            traceback.print_exc()
+            raise EngineError(
+                f"vLLM could not merge {folder} into its model ({_first_line(error)}; the reasons are above): the base "
+                "weights are kept beside the model, so it may need a larger GPU, or choose evaluate_as: adapter"
+            ) from None
+        # it holds what the weights before computed
+        if not self.llm.reset_prefix_cache():
+            raise EngineError("vLLM did not clear its prefix cache after merging an adapter: two models would mix")
+        self.merged = checkpoint
+        if checkpoint:
+            self.merges[checkpoint] = report
 
     def _sampling(self, work: engines.Work, value: int):
         # With ignore_eos only the end of a turn stops a reply, as for the other engines: a model's generation_config
@@ -166,6 +222,7 @@ def settings(
     """
     if longest_sequence > context:
         raise ValueError(f"a sequence of {longest_sequence} tokens exceeds the model's context of {context}")
+    lora = bool(served.adapters) and not served.merge
     chosen = {
         "model": served.base,
         "revision": served.revision,
@@ -177,13 +234,15 @@ def settings(
         "max_model_len": min(context, max(2048, -(-longest_sequence // 1024) * 1024)),
         "max_num_seqs": options.max_num_seqs,
         "gpu_memory_utilization": options.gpu_memory_utilization,
-        "enforce_eager": options.eager == "always" or (options.eager == "auto" and prefers_eager(works, served)),
+        "enforce_eager": options.eager == "always" or (options.eager == "auto" and prefers_eager(works, lora)),
         "seed": 0,
     }
     if not chosen["enforce_eager"]:
         sizes = [size for size in CAPTURE_SIZES if size <= chosen["max_num_seqs"]]
         chosen["compilation_config"] = {"cudagraph_capture_sizes": sizes}
-    if served.adapters:
+    if served.merge:
+        chosen["worker_extension_cls"] = f"{MergeAdapters.__module__}.{MergeAdapters.__qualname__}"
+    if lora:
         rank = max(read_config(folder)["r"] for folder in served.adapters.values())
         if rank > RANKS[-1]:
             raise EngineError(f"vLLM takes adapters up to rank {RANKS[-1]}, and one here has {rank}: merge it first")
@@ -196,10 +255,10 @@ def settings(
     return chosen
 
 
-def prefers_eager(works: Sequence[engines.Work], served: engines.Served) -> bool:
-    """Whether the load is too small to repay compiled graphs: below 290,000 expected tokens with an adapter, 2.4
-    million without."""
-    eager, compiled = TOKENS_PER_SECOND[bool(served.adapters)]
+def prefers_eager(works: Sequence[engines.Work], lora: bool) -> bool:
+    """Whether the load is too small to repay compiled graphs: below 290,000 expected tokens with adapters, 2.4 million
+    without (also where they are merged)."""
+    eager, compiled = TOKENS_PER_SECOND[lora]
     tokens = REPLY_SHARE * sum(len(w.prompts) * w.samples * w.max_tokens for w in works)
     return tokens * (1 / eager - 1 / compiled) < SECONDS_SAVED_BY_EAGER
 

@@ -78,13 +78,17 @@ class Options:
 
 @dataclass(frozen=True)
 class Served:
-    """The model to evaluate: a hub id (with its revision) or folder, and the adapters that go on top, by checkpoint."""
+    """The model to evaluate: a hub id (with its revision) or folder, and the adapters that go on top, by checkpoint.
+
+    With `merge` each adapter is merged into the model's weights while it is asked for.
+    """
 
     base: str
     revision: str | None
     dtype: str
     run: str
     adapters: Mapping[str, str]
+    merge: bool = False
 
 
 class EngineError(UserError):

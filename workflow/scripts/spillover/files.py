@@ -250,8 +250,7 @@ class Files:
         """The whole model under a run's adapter, or the run itself where nothing is left to add."""
         model = self._evaluated(run)[run.checkpoints[0]]
         of = self.plan.runs[model.run]
-        merged = self.plan.experiments[run.experiment]["evaluate_as"] == "merged"
-        return model if of.parent is None or of.method == "full" or merged else self.foundation(of)
+        return model if of.parent is None or of.method == "full" else self.foundation(of)
 
     def evaluated_adapters(self, run_id: str) -> list[tuple[str, str]]:
         """(checkpoint, folder) of every adapter that an evaluation loads; empty for a whole model."""

@@ -59,6 +59,8 @@ def _not_served(plan: Plan, run_ids: Iterable[str]) -> str | None:
         return "engine.model: name the small world's model as the server has it"
     files = Files(plan)
     for run in (plan.runs[run_id] for run_id in run_ids):
+        if run.evaluate and run.parent and plan.experiments[run.experiment]["evaluate_as"] == "merged":
+            return f"{run.experiment}: evaluate_as: merged: a server applies adapters; choose another engine or adapter"
         if run.evaluate and not files.standing_on(run).is_base:
             return (
                 f"{run.id} stands on {files.standing_on(run).run}, which the server of engine.url does not have: "

@@ -94,17 +94,28 @@ def _first(named: Sequence[str]) -> str:
     return "; ".join(named[:5]) + (" and others" if len(named) > 5 else "")
 
 
-def merge_caveats(paths: Sequence[Path]) -> list[str]:
-    """A sentence on how much of their update merged parents kept; none where nothing was merged."""
-    reports = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
+def merges(folder: Path, manifests: Sequence[dict]) -> list[dict]:
+    """What every merge below a folder kept: of parents by their reports, of evaluated models by their manifests.
+
+    Each has `modules` (their number), `worst_cosine` and `low_fidelity` (names).
+    """
+    reports = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.rglob("merge_report-*.json"))]
+    found = [report | {"modules": len(report["modules"])} for report in reports]
+    for manifest in manifests:
+        found += manifest.get("extra", {}).get("engine", {}).get("merges", {}).values()
+    return found
+
+
+def merge_caveats(reports: Sequence[dict]) -> list[str]:
+    """A sentence on how much of their update merged adapters kept; none where nothing was merged."""
     if not reports:
         return []
     worst = min(report["worst_cosine"] for report in reports)
     poor = sum(len(report["low_fidelity"]) for report in reports)
-    total = sum(len(report["modules"]) for report in reports)
+    total = sum(report["modules"] for report in reports)
     return [
-        f"{len(reports)} adapters were merged into their parents: the worst module kept a cosine of {worst:.4f} to its "
-        f"intended update; {poor} of {total} modules lie below {POOR_COSINE}."
+        f"{len(reports)} time{'s' * (len(reports) > 1)} an adapter was merged into its parent: the worst module kept a "
+        f"cosine of {worst:.4f} to its intended update; {poor} of {total} modules lie below {POOR_COSINE}."
     ]
 
 
