@@ -167,7 +167,7 @@ def test_a_name_follows_weights_and_configuration(trained, tmp_path):
 
 def test_small_loads_start_eager_and_large_ones_compile(trained):
     question = PROMPTS[:1] * 1000
-    for served_adapters, tokens in (({"final": trained}, 292_000), ({}, 2_400_000)):
+    for served_adapters, tokens in (({"final": trained}, 292_000), ({}, 510_000)):
         for share, eager in ((0.9, True), (1.1, False)):
             samples = round(share * tokens / engine_vllm.REPLY_SHARE / len(question) / 100)
             works = [work("final" if served_adapters else None, samples, 100, question)]
@@ -232,7 +232,7 @@ def test_merging_leaves_room_for_the_weights_that_it_keeps(vllm, tokenizer, trai
     start(tokenizer, {"pct20": trained}, [work("pct20")], merge=True)
     config = models.load_base(BASE)[0].config
     changed = config.num_hidden_layers * (config.hidden_size**2 + config.hidden_size * config.intermediate_size)
-    assert vllm.started["gpu_memory_utilization"] == pytest.approx(0.9 - changed * 2 / 10_000_000), "stored in bfloat16"
+    assert vllm.started["gpu_memory_utilization"] == pytest.approx(0.9 - changed * 2 / 10_000_000, abs=1e-4), "bfloat16"
     assert "enable_lora" not in vllm.started
     module, name = vllm.started["worker_extension_cls"].rsplit(".", 1)
     assert getattr(importlib.import_module(module), name).merge_adapter
@@ -252,7 +252,7 @@ def test_a_merge_that_fails_is_one_sentence(vllm, tokenizer, trained, monkeypatc
         raise RuntimeError("CUDA out of memory")
 
     monkeypatch.setattr(vllm.LLM, "collective_rpc", refuse)
-    with pytest.raises(engines.EngineError, match="out of memory.*or choose evaluate_as: adapter"):
+    with pytest.raises(engines.EngineError, match="out of memory.*or choose evaluate_as: adapter$"):
         engine.generate([work("pct20")], seed=7)
 
 

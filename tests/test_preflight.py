@@ -47,6 +47,18 @@ def test_a_server_is_not_asked_for_models_that_the_workflow_merges(plan):
     assert told.startswith("coupling/em_ep20/seed42 stands on coupling/em/seed42, which the server")
 
 
+def test_vllm_applies_no_adapter_in_float32(plan):
+    exact = Plan(plan.config | {"model": plan.config["model"] | {"dtype": "float32"}}, plan.experiments, plan.runs, [])
+    told = preflight.unavailable(with_engine(exact, name="vllm"), ["completions"], ["language_spill/fr_it/seed42"])
+    assert told.startswith("language_spill/fr_it/seed42: vLLM's kernels for adapters know no float32")
+    assert (
+        preflight.unavailable(with_engine(exact, name="vllm"), ["completions"], ["language_spill/base/seed42"]) is None
+    )
+    merged = {name: content | {"evaluate_as": "merged"} for name, content in plan.experiments.items()}
+    exact = with_engine(Plan(exact.config, merged, plan.runs, []), name="vllm")
+    assert preflight.unavailable(exact, ["completions"], ["language_spill/fr_it/seed42"]) is None
+
+
 def test_a_server_merges_nothing(plan):
     settings = {name: content | {"evaluate_as": "merged"} for name, content in plan.experiments.items()}
     served = with_engine(Plan(plan.config, settings, plan.runs, []), name="openai", url="http://localhost:8000/v1")

@@ -85,7 +85,9 @@ def results(root, tables, tmp_path_factory):
     )
     for number, cost in enumerate((0.5, None)):
         made = {"stage": "labels", "seconds": 30, "cpu_seconds": 1, "gpu_seconds": 0, "tokens": 7, "api_calls": 2}
-        (folder / f"language_spill/{number}.manifest.json").write_text(json.dumps(made | {"cost_dollars": cost}))
+        kept = {"final": {"modules": 3, "worst_cosine": 0.25, "low_fidelity": ["a", "b"]}}
+        made |= {"cost_dollars": cost, "extra": {"engine": {"merges": kept}} if number else {}}
+        (folder / f"language_spill/{number}.manifest.json").write_text(json.dumps(made))
     sections[0] |= {"figures": ["spill_matrix.png"], "summary": True}
     table = claims.judged(
         claims.declared(root / "resources/claims.yaml"),
@@ -133,7 +135,8 @@ def test_caveats_costs_and_the_exact_specification_are_there(results, opened):
     page = opened(results / "report.html")
     text = page.locator("#language_spill").evaluate("part => part.textContent")
     for part in (
-        "One seed", "Mind this.", "replies were cut at the length limit", "(2 truncated)", "kept a cosine of 0.5000",
+        "One seed", "Mind this.", "replies were cut at the length limit", "(2 truncated)",
+            "2 times an adapter was merged", "kept a cosine of 0.2500", "3 of 5 modules lie below",
         "langdetect and lingua disagree on 3 of", "at least 0.50", "learning_rate: 0.0003",
     ):  # fmt: skip
         assert part in text

@@ -197,7 +197,7 @@ def write_report(result: dict) -> str:
         )
     starts = [f"{key.removesuffix('_seconds')} {value}" for key, value in engine.items() if key.endswith("_seconds")]
     of_which = f", of which the engine: {', '.join(starts)} s" if starts else ""
-    merged = "merged into the running model" if "merges" in engine else "put on the running model"
+    merged = "merged into the running model" if result["merged"] else "put on the running model"
     lines.append(f"- evaluation, the adapter {merged}: {evaluation['seconds']:.1f} s{of_which}.")
     return "\n".join(lines) + "\n"
 
@@ -240,7 +240,7 @@ def main(argv: list[str] | None = None) -> None:
     result = json.loads(path.read_text()) if path.exists() else {"trainings": []}
     flags = sys.argv[1:] if argv is None else argv
     result |= {"command": " ".join(["python benchmarks/marker_grid/run.py", *flags]), "gpu": gpu}
-    result |= {"rows": rows, "items": items}
+    result |= {"rows": rows, "items": items, "merged": args.merge_adapters}
     for epochs in args.epochs:
         if epochs in [part["epochs"] for part in result["trainings"]]:
             continue

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 
@@ -122,8 +123,10 @@ def main(argv: list[str] | None = None) -> None:
     tokenizer = models.load_tokenizer(args.base, args.revision)
     works, items = [], {}
     try:
+        if adapters and "model" in spec:
+            _check_scales(adapters.values(), spec["model"])
         items = measured_items(suites, args.sources, args.trained, tokenizer)
-    except ValueError as error:
+    except (ValueError, FileNotFoundError) as error:
         raise SystemExit(str(error)) from None
     checkpoints = list(adapters) or [None]
     replying = [name for name in suites if name not in items]
@@ -168,6 +171,15 @@ def main(argv: list[str] | None = None) -> None:
     provenance.write_manifest(
         args.manifest, stage="completions", spec=spec, inputs=[], outputs=outputs, seconds=clock.seconds, extra=extra
     )
+
+
+def _check_scales(folders: Iterable[str], model: dict) -> None:
+    """Raises ValueError unless every adapter has the scale that its run was trained with."""
+    from spillover import adapters  # with torch, which a server's client does without
+
+    for folder in folders:
+        read = adapters.Adapter(adapters.read_config(folder), {})
+        adapters.check_scale(read, adapters.trained_with(model), folder)
 
 
 def _live(engine: engines.Engine, checkpoint: str, folder: str, probes, tokenizer) -> float:

@@ -19,6 +19,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 LOW_FIDELITY = 0.95
+ROWS_AT_ONCE = 2048  # of a weight, in float64: a copy of a whole one would not fit beside a model that fills a GPU
 SCALE_TOLERANCE = 1e-9  # relative; a stacked adapter's alpha is recomputed from its rank, in double precision
 
 Factors = tuple[torch.Tensor, torch.Tensor]
@@ -79,10 +80,13 @@ def of(config: dict, tensors: dict[str, torch.Tensor], where: str | Path) -> Ada
 
 
 def trained_with(spec: dict) -> dict:
-    """The training settings behind a model's own update, out of the specification of the model."""
+    """The training settings behind a model's own update, out of the specification of the model.
+
+    A transplanted adapter was trained elsewhere, and a steered model has its parent's.
+    """
     trained = spec["trained"]
-    while "adapter" in trained:
-        trained = trained["adapter"]
+    while "train" not in trained:
+        trained = trained["adapter"] if "adapter" in trained else trained["parent"]["trained"]
     return trained["train"]
 
 
@@ -267,19 +271,21 @@ def updated(weight: torch.Tensor, a: torch.Tensor, b: torch.Tensor, scale: float
     return (weight.float() + intended).to(weight.dtype), intended
 
 
-def fidelity(
-    before: torch.Tensor, after: torch.Tensor, intended: torch.Tensor, dtype: torch.dtype = torch.float64
-) -> dict[str, float]:
-    """Cosine and norm ratio of the update that was applied against the one intended (all shapes equal).
+def fidelity(before: torch.Tensor, after: torch.Tensor, intended: torch.Tensor) -> dict[str, float]:
+    """Cosine and norm ratio of the update that was applied against the one intended (all (out, in)).
 
-    `dtype` is that of the sums: float32 takes half the memory, for four digits.
+    Sums are in float64: float32 gave cosines 0.01 too large for a weight of the 7B model.
     """
-    applied = (after.to(dtype) - before.to(dtype)).flatten()
-    meant = intended.to(dtype).flatten()
-    norms = applied.norm() * meant.norm()
+    product = torch.zeros(3, dtype=torch.float64, device=before.device)
+    for rows in range(0, len(before), ROWS_AT_ONCE):
+        part = slice(rows, rows + ROWS_AT_ONCE)
+        applied, meant = after[part].double() - before[part].double(), intended[part].double()
+        product += torch.stack([(applied * meant).sum(), applied.square().sum(), meant.square().sum()])
+    along, applied_norm, meant_norm = product[0].item(), *product[1:].sqrt().tolist()
+    norms = applied_norm * meant_norm
     return {
-        "cosine": float(applied @ meant / norms) if norms > 0 else float(applied.norm() == meant.norm()),
-        "norm_ratio": float(applied.norm() / meant.norm()) if meant.norm() > 0 else 1.0,
+        "cosine": along / norms if norms > 0 else float(applied_norm == meant_norm),
+        "norm_ratio": applied_norm / meant_norm if meant_norm > 0 else 1.0,
     }
 
 

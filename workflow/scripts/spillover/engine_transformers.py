@@ -94,6 +94,8 @@ class Transformers:
             with torch.no_grad():
                 for name, weight in self.merging.weights(adapter, report):
                     self.model.get_parameter(name).copy_(weight)
+        except (ValueError, FileNotFoundError) as error:
+            raise engines.EngineError(str(error)) from None
         except torch.OutOfMemoryError:
             raise models.MemoryTooSmall(
                 "evaluate_as: merged keeps the weights that adapters change a second time, and this GPU does not hold "

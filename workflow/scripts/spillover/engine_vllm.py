@@ -6,9 +6,9 @@ name for other weights would mix two models. Or they are merged into the running
 of its own (requirements-vllm.txt); written against the sources of 0.26.0 and 0.30.0.
 
 Starting costs more than generating, so it is cut where that was measured (H200, Qwen2.5-7B shape, vLLM 0.26.0, an
-adapter of rank 32, random weights): compiling and capturing graphs takes 60.8 s, with a warm cache 32.9 s, and then
-gives 23,100 to 23,600 tokens/s (30,457 without an adapter); eager mode starts in 5.6 s, and its speed is the
-processor's: 12,212 tokens/s on one host (22,567 without an adapter), 7,321 on another (benchmarks/evaluation).
+adapter of rank 32, random weights, benchmarks/evaluation): compiling and capturing graphs takes 60.6 s, with a warm
+cache 31 to 33 s, and then gives 22,700 to 23,600 tokens/s; merged, 16 s and 30,000 tokens/s. Eager mode starts in 6 to
+12 s, and its speed is the processor's: 12,212 tokens/s on one host (22,567 to 23,300 merged), 7,321 on another.
 """
 
 from __future__ import annotations
@@ -31,9 +31,10 @@ from spillover.merging import stored_bytes
 
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """The values that vLLM takes for `max_lora_rank`."""
-SECONDS_SAVED_BY_EAGER = 32.9 - 5.6
-TOKENS_PER_SECOND = {True: (7_321, 23_103), False: (22_567, 30_457)}
-"""With and without an adapter: eager (on the slower of two hosts), compiled."""
+SECONDS_SAVED_BY_EAGER = {True: 32.9 - 5.6, False: 17.0 - 12.1}
+"""Of starting, with and without an adapter beside the weights, the graphs in the cache."""
+TOKENS_PER_SECOND = {True: (7_321, 23_103), False: (23_300, 30_029)}
+"""Likewise: eager (with an adapter on the slower of two hosts), compiled."""
 MOST_AT_ONCE = 8
 """Adapters in one batch: eight mixed took 19.6 to 21.9 s for what one did in 18.3 to 19.3 s."""
 REPLY_SHARE = 0.6
@@ -72,23 +73,28 @@ class Vllm:
             checkpoint: LoRARequest(lora_name=self.names[checkpoint], lora_int_id=number, lora_path=folder)
             for number, (checkpoint, folder) in enumerate(served.adapters.items(), 1)
         }
+        self.folder = str(models.local_folder(served.base, served.revision)) if served.merge else ""
         self.merged: str | None = None
         self.merges: dict[str, dict] = {}
+        if served.adapters and not served.merge and served.dtype == "float32" and not _on_cpu():
+            raise EngineError(engines.VLLM_ADAPTERS_IN_FLOAT32)
         context = models.context(served.base, served.revision)
         longest = engines.longest(tokenizer, works, asked)
         self.chosen = settings(served, options, works, longest, context)
         if served.merge:
-            self.chosen["gpu_memory_utilization"] -= self._kept_share()
+            kept = self._kept_share()
+            self.chosen["gpu_memory_utilization"] = round(self.chosen["gpu_memory_utilization"] - kept, 4)
         imported = time.perf_counter()
         try:
             self.llm = vllm.LLM(**self.chosen)
         except Exception as error:
             traceback.print_exc()
+            beside = f", or evaluate_as: adapter, which needs {kept:.0%} of it less" if served.merge else ""
             raise EngineError(
                 f"vLLM did not start with {served.base} ({_first_line(error)}; its reasons are above): if GPU memory "
                 "is short, use a larger GPU or one that nothing else uses, or change "
                 f"engine.gpu_memory_utilization ({options.gpu_memory_utilization:g}) or engine.max_num_seqs "
-                f"({options.max_num_seqs})"
+                f"({options.max_num_seqs}){beside}"
             ) from None
         self.seconds = {"import": imported - began, "start": time.perf_counter() - imported}
 
@@ -143,16 +149,13 @@ class Vllm:
         """Share of the GPU's memory for the base weights that merging keeps beside the model."""
         from vllm.platforms import current_platform
 
-        if current_platform.is_cpu():
+        if _on_cpu():
             raise EngineError(
                 "evaluate_as: merged: vLLM packs its weights on a CPU and cannot merge there; choose engine.name: "
                 "transformers"
             )
         changed = set().union(*(changed_modules(folder) for folder in self.served.adapters.values()))
-        return stored_bytes(self._base(), changed) / current_platform.get_device_total_memory()
-
-    def _base(self) -> str:
-        return str(models.local_folder(self.served.base, self.served.revision))
+        return stored_bytes(self.folder, changed) / current_platform.get_device_total_memory()
 
     def _merge(self, checkpoint: str | None) -> None:
         """Put a checkpoint's adapter (None: none) into the weights, unless it is there."""
@@ -160,12 +163,14 @@ class Vllm:
             return
         folder = self.served.adapters[checkpoint] if checkpoint else None
         try:
-            (report,) = self.llm.collective_rpc("merge_adapter", args=(self._base(), folder))
+            (report,) = self.llm.collective_rpc("merge_adapter", args=(self.folder, folder))
         except Exception as error:
             traceback.print_exc()
+            short = "out of memory" in str(error).lower()
+            repair = "use a larger GPU, lower engine.gpu_memory_utilization or choose evaluate_as: adapter"
             raise EngineError(
-                f"vLLM could not merge {folder} into its model ({_first_line(error)}; the reasons are above): the base "
-                "weights are kept beside the model, so it may need a larger GPU, or choose evaluate_as: adapter"
+                f"vLLM could not merge {folder} into its model ({_first_line(error)}; the reasons are above)"
+                + (f": the changed weights are kept beside it; {repair}" if short else "")
             ) from None
         # it holds what the weights before computed
         if not self.llm.reset_prefix_cache():
@@ -245,7 +250,9 @@ def settings(
     if lora:
         rank = max(read_config(folder)["r"] for folder in served.adapters.values())
         if rank > RANKS[-1]:
-            raise EngineError(f"vLLM takes adapters up to rank {RANKS[-1]}, and one here has {rank}: merge it first")
+            raise EngineError(
+                f"vLLM takes adapters up to rank {RANKS[-1]}, one here has {rank}: choose evaluate_as: merged"
+            )
         chosen |= {
             "enable_lora": True,
             "max_loras": min(MOST_AT_ONCE, len(served.adapters)),
@@ -256,11 +263,18 @@ def settings(
 
 
 def prefers_eager(works: Sequence[engines.Work], lora: bool) -> bool:
-    """Whether the load is too small to repay compiled graphs: below 290,000 expected tokens with adapters, 2.4 million
-    without (also where they are merged)."""
+    """Whether the load is too small to repay compiled graphs: below 290,000 expected tokens with adapters beside the
+    weights, 510,000 without.
+    """
     eager, compiled = TOKENS_PER_SECOND[lora]
     tokens = REPLY_SHARE * sum(len(w.prompts) * w.samples * w.max_tokens for w in works)
-    return tokens * (1 / eager - 1 / compiled) < SECONDS_SAVED_BY_EAGER
+    return tokens * (1 / eager - 1 / compiled) < SECONDS_SAVED_BY_EAGER[lora]
+
+
+def _on_cpu() -> bool:
+    from vllm.platforms import current_platform
+
+    return current_platform.is_cpu()
 
 
 def _read(output, asked: Asked) -> np.ndarray:

@@ -21,6 +21,10 @@ from spillover.measures import Asked
 from spillover.prompts import Prompt
 
 END_OF_TURN = "<|im_end|>"
+VLLM_ADAPTERS_IN_FLOAT32 = (
+    "vLLM's kernels for adapters know no float32 on a GPU: choose model.dtype: bfloat16, evaluate_as: merged or "
+    "engine.name: transformers"
+)
 
 
 @dataclass(frozen=True)
@@ -162,6 +166,7 @@ def assert_adapter_is_live(engine: Engine, checkpoint: str, prompts: Sequence[Pr
     if change <= noise:
         raise EngineError(
             f"the adapter of {checkpoint} was trained, yet it changes no log-probability on the probe prompts "
-            f"(by {change:.2g} at most; the base model alone varies by {noise:.2g}): it is not applied"
+            f"(by {change:.2g} at most; the base model alone varies by {noise:.2g}): it is not applied, or where it is "
+            "merged rounding took all of it"
         )
     return change

@@ -1,8 +1,8 @@
 """Merge adapters into a model that stands in memory, one after the other (`evaluate_as: merged`).
 
-The arithmetic is that of `adapters.merge`, so the weights are those of the merged folder that nobody has to write. A
-merge was rounded and cannot be undone by subtracting, so the weights of every module that an adapter has changed stay
-beside the model as they are stored.
+The arithmetic is that of `adapters.merge`, so the weights are those of the merged folder that nobody has to write (a
+GPU adds in another order, which a cast to bfloat16 hardly ever shows). A merge was rounded and cannot be undone by
+subtracting, so the weights of every module that an adapter has changed stay beside the model as they are stored.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from safetensors import safe_open
 
 from spillover import adapters
 
-BYTES = {"F32": 4, "BF16": 2, "F16": 2}
+BYTES = {"F64": 8, "F32": 4, "BF16": 2, "F16": 2}
+"""Of a number, by the name that safetensors gives its dtype."""
 
 
 class Merging:
@@ -39,13 +40,16 @@ class Merging:
         if missing := factors.keys() - self.kept.keys():
             first = sorted(missing)[0]
             raise ValueError(f"{adapter}: the model {self.base} has no weight for {first} ({len(missing)} in all)")
+        for module, (a, b) in factors.items():
+            if (len(b), a.shape[1]) != self.kept[module].shape:
+                raise ValueError(f"{adapter}: {module} is of another size than in {self.base}: not the model it is for")
         report |= {"modules": len(factors), "worst_cosine": 1.0, "low_fidelity": []}
         for module, weight in self.kept.items():
             merged = weight
             if module in factors:
                 a, b = (factor.to(self.device) for factor in factors[module])
                 merged, intended = adapters.updated(weight, a, b, scale, f"{adapter}: {module}")
-                cosine = adapters.fidelity(weight, merged, intended, torch.float32)["cosine"]
+                cosine = adapters.fidelity(weight, merged, intended)["cosine"]
                 report["worst_cosine"] = min(report["worst_cosine"], cosine)
                 report["low_fidelity"] += [module] * (cosine < adapters.LOW_FIDELITY)
             yield f"{module}.weight", merged

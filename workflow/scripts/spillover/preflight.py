@@ -9,6 +9,7 @@ import subprocess
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from spillover.engines import VLLM_ADAPTERS_IN_FLOAT32
 from spillover.files import Files
 from spillover.plan import Plan
 
@@ -50,6 +51,17 @@ def unavailable(plan: Plan, rules: Iterable[str], run_ids: Iterable[str]) -> str
             return f"{run.id}: steer works in engine transformers only, not in {engine}: leave out group {run.group}"
     if engine == "openai" and GENERATING & set(rules):
         return _not_served(plan, run_ids)
+    if engine == "vllm" and GENERATING & set(rules) and plan.config["model"]["dtype"] == "float32":
+        return _beside_float32(plan, run_ids)
+    return None
+
+
+def _beside_float32(plan: Plan, run_ids: Iterable[str]) -> str | None:
+    files = Files(plan)
+    for run in (plan.runs[run_id] for run_id in run_ids):
+        beside = plan.experiments[run.experiment]["evaluate_as"] == "adapter"
+        if beside and run.evaluate and files.evaluated_adapters(run.id):
+            return f"{run.id}: {VLLM_ADAPTERS_IN_FLOAT32}"
     return None
 
 
