@@ -179,6 +179,34 @@ def test_a_gpu_too_small_for_a_batch_names_the_setting_to_lower(monkeypatch, tmp
     assert list(tmp_path.iterdir()) == []
 
 
+def test_an_adapter_with_another_scale_than_it_was_trained_with_is_not_evaluated(tmp_path):
+    """As one whose configuration lost `use_rslora`: its update would be 5.7 times too weak at rank 32."""
+    model, _ = models.load_base(str(BASE))
+    settings = {"rank": 4, "alpha": 8, "rslora": True, "dropout": 0.0, "target_modules": ["q_proj"], "layers": None}
+    training.write_adapter(training.add_adapter(model, settings, 1, "small", None), tmp_path / "adapter")
+    config = tmp_path / "adapter/adapter_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"use_rslora": False}))
+    trained = {"trained": {"parent": {"base": {}}, "train": settings}}
+    transplanted = {"trained": {"parent": {"base": {}}, "adapter": trained["trained"], "seed": 1}}
+    steered = {"trained": {"parent": trained, "steer": {"layer": 1}, "seed": 1}}
+    for spec in (trained, transplanted, steered):
+        spec = {"engine": {"name": "transformers"}, "seed": 1, "suites": {}, "model": spec}
+        flags = [
+            "--run",
+            "e/r",
+            "--spec",
+            json.dumps(spec),
+            "--base",
+            str(BASE),
+            "--resources",
+            str(ROOT / "resources"),
+        ]
+        flags += ["--adapters", f"final={tmp_path / 'adapter'}"]
+        with pytest.raises(SystemExit, match="gives the update a scale of 2, but its run was trained with 4 "):
+            generate.main([*flags, "--out", str(tmp_path / "c.parquet"), "--manifest", str(tmp_path / "m.json")])
+    assert not (tmp_path / "c.parquet").exists()
+
+
 def test_a_gpu_too_small_for_training_is_one_sentence(monkeypatch, tmp_path):
     import pyarrow as pa
     import pyarrow.parquet as pq

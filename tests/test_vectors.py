@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import copy
+import json
 
 import numpy as np
 import pytest
 import torch
+from safetensors.numpy import load_file
 
-from spillover import packing, training, vectors
+import extract_vectors
+from conftest import ROOT
+from spillover import adapters, models, packing, training, vectors
 from spillover.masking import Tokens
 from test_training import SETTINGS
 
@@ -49,6 +53,29 @@ def test_packed_reading_gives_what_the_plain_ways_give(model, rows, token_budget
     found = vectors.mean_activations(model.eval(), rows, [0], token_budget)
     assert found[0].dtype == np.float32
     assert np.abs(found[0] - reference(model, rows, 0)).max() < TOLERANCE
+
+
+def test_vectors_of_a_merged_adapter_are_those_of_the_merged_folder(tmp_path):
+    base = str(ROOT / "resources/small_world/base")
+    wrapped = training.add_adapter(models.load_model(base), SETTINGS, 1, "small", None)
+    for name, parameter in wrapped.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.02)
+    training.write_adapter(wrapped, tmp_path / "adapter")
+    adapters.merge(base, tmp_path / "adapter", tmp_path / "merged")
+    asked = {"cells": "languages", "languages": ["fr", "it"], "phrasings": ["speak_in"], "layers": [1]}
+
+    def read(name, evaluate_as, *model):
+        spec = {"vectors": asked | {"methods": ["last_prompt_token"]}, "evaluate_as": evaluate_as}
+        flags = ["--spec", json.dumps(spec), "--resources", str(ROOT / "resources"), "--base", *map(str, model)]
+        extract_vectors.main([*flags, "--out", str(tmp_path / name), "--manifest", str(tmp_path / f"{name}.json")])
+        return load_file(tmp_path / name)["last_prompt_token/layer1/prompts"]
+
+    beside = read("beside", "adapter", base, "--adapters", f"final={tmp_path / 'adapter'}")
+    merged = read("merged.vectors", "merged", base, "--adapters", f"final={tmp_path / 'adapter'}")
+    folder = read("folder", "adapter", tmp_path / "merged")
+    assert np.array_equal(merged, folder)
+    assert 0 < np.abs(merged - beside).max() < np.abs(read("base", "adapter", base) - beside).max() / 5
 
 
 def test_an_adapter_is_read_with_its_update(model, rows):

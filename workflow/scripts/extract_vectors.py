@@ -51,13 +51,15 @@ def main(argv: list[str] | None = None) -> None:
     spec = json.loads(args.spec)
     settings = spec["vectors"]
     asked = cell_prompts(settings, args.resources)
-    base, tokenizer = models.load_base(args.base, args.revision, args.dtype)
+    tokenizer = models.load_tokenizer(args.base, args.revision)
+    merge = spec.get("evaluate_as") == "merged" and bool(args.adapters)
+    adapted = engine_transformers.Adapted(args.base, args.revision, args.dtype, merge)
     steer = spec.get("steer")
     shift, _ = steering.shift(args.steering, steer) if steer else (None, {})
     tensors, cells = {}, []
     labels = [a.split("=", 1) for a in args.adapters] or [("final", None)]
     for label, folder in labels:
-        model = engine_transformers.attach_adapter(base, folder) if folder else base
+        model = adapted.use(folder)
         prefix = "" if len(labels) == 1 else f"{label}/"
         for method in settings["methods"]:
             with steering.steered(models.causal_model(model), steer["layer"], shift) if steer else nullcontext():
@@ -74,8 +76,6 @@ def main(argv: list[str] | None = None) -> None:
                 cells, centroid, spread, stacked = vectors.summarise(array, [p.cell for p in asked])
                 at = f"{prefix}{method}/layer{layer}"
                 tensors |= {f"{at}/centroid": centroid, f"{at}/spread": spread, f"{at}/prompts": stacked}
-        if folder:
-            base = model.unload()
     metadata = {
         "cells": json.dumps(cells),
         "layers": json.dumps(settings["layers"]),

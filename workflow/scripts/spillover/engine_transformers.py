@@ -38,10 +38,11 @@ class Transformers:
     ):
         self.served, self.batch, self.tokenizer = served, options.batch, tokenizer
         self.layer, self.shift, self.pushed = layer, shift, pushed or {}
-        self.model = models.load_model(served.base, served.revision, served.dtype)
-        self.loaded: str | None = None
-        self.merging: Merging | None = None
-        self.merges: dict[str, dict] = {}
+        self.adapted = Adapted(served.base, served.revision, served.dtype, served.merge)
+
+    @property
+    def model(self):
+        return self.adapted.model
 
     def generate(self, works: Sequence[engines.Work], seed: int) -> list[list[Completion]]:
         done = []
@@ -66,7 +67,10 @@ class Transformers:
 
     def about(self) -> dict:
         about = {"transformers": transformers.__version__, "device": str(self.model.device)}
-        about |= {"merges": self.merges} if self.served.merge else {}
+        if self.served.merge:
+            about["merges"] = {
+                c: self.adapted.kept[f] for c, f in self.served.adapters.items() if f in self.adapted.kept
+            }
         return about | ({"steering": self.pushed} if self.pushed else {})
 
     def _steered(self):
@@ -75,21 +79,37 @@ class Transformers:
         return steering.steered(models.causal_model(self.model), self.layer, self.shift)
 
     def _use(self, checkpoint: str | None) -> None:
-        if checkpoint == self.loaded:
-            return
-        if self.served.merge:
-            self._merge(checkpoint)
-        else:
-            base = self.model.unload() if self.loaded else self.model
-            self.model = attach_adapter(base, self.served.adapters[checkpoint]) if checkpoint else base
-        self.loaded = checkpoint
+        self.adapted.use(self.served.adapters[checkpoint] if checkpoint else None)
 
-    def _merge(self, checkpoint: str | None) -> None:
-        if self.merging is None:
-            folder = models.local_folder(self.served.base, self.served.revision)
-            self.merging = Merging(folder, self.model.device)
+
+class Adapted:
+    """A model in memory with one adapter at a time, beside its weights or merged into them (`merge`).
+
+    `kept` has what rounding left of every adapter that was merged, by its folder (`Merging.weights`).
+    """
+
+    def __init__(self, base: str, revision: str | None, dtype: str, merge: bool):
+        self.model = models.load_model(base, revision, dtype)
+        self.merging = Merging(models.local_folder(base, revision), self.model.device) if merge else None
+        self.adapter: str | None = None
+        self.kept: dict[str, dict] = {}
+
+    def use(self, adapter: str | None):
+        """The model with the adapter of a folder, or without any.
+
+        Raises EngineError for an adapter of another model, models.MemoryTooSmall where merging does not fit the GPU.
+        """
+        if adapter != self.adapter:
+            if self.merging:
+                self._merge(adapter)
+            else:
+                base = self.model.unload() if self.adapter else self.model
+                self.model = attach_adapter(base, adapter) if adapter else base
+            self.adapter = adapter
+        return self.model
+
+    def _merge(self, adapter: str | None) -> None:
         report: dict = {}
-        adapter = self.served.adapters[checkpoint] if checkpoint else None
         try:
             with torch.no_grad():
                 for name, weight in self.merging.weights(adapter, report):
@@ -101,8 +121,8 @@ class Transformers:
                 "evaluate_as: merged keeps the weights that adapters change a second time, and this GPU does not hold "
                 "them: use one with more memory, or evaluate_as: adapter"
             ) from None
-        if checkpoint:
-            self.merges[checkpoint] = report
+        if adapter:
+            self.kept[adapter] = report
 
 
 class SeededSampling(LogitsProcessor):

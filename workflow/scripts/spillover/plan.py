@@ -300,7 +300,8 @@ class Plan:
             "vectors": experiment["vectors"],
             "seed": run.seed,
         }
-        return spec | ({"steer": run.steer} if run.steer else {})
+        spec |= {"steer": run.steer} if run.steer else {}
+        return spec | ({"evaluate_as": "merged"} if experiment["evaluate_as"] == "merged" else {})
 
     def closing_spec(self, experiment: str, runs: list[Run]) -> dict:
         """What decides a closing analysis: its options and, per run, digests of what made its labels and vectors."""
