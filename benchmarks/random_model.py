@@ -20,15 +20,28 @@ def copy_tokenizer(folder: Path) -> None:
         shutil.copy(ROOT / "resources/small_world/base" / name, folder / name)
 
 
-def write(folder: Path, shape: dict, dtype: str):
-    """Write a Qwen2 model of this shape (seed 0) and the tokenizer; returns it, on the GPU if there is one."""
+def build(shape: dict, device, dtype):
+    """A Qwen2 model of this shape (seed 0) on a torch.device, in a torch.dtype."""
     import torch
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
     torch.manual_seed(0)
-    torch.set_default_dtype(getattr(torch, dtype))
-    with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
-        model = Qwen2ForCausalLM(Qwen2Config(**shape, tie_word_embeddings=False))
+    config = Qwen2Config(**shape, tie_word_embeddings=False)
+    config._attn_implementation = "sdpa"
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        with device:
+            return Qwen2ForCausalLM(config)
+    finally:
+        torch.set_default_dtype(before)
+
+
+def write(folder: Path, shape: dict, dtype: str):
+    """Write such a model and the tokenizer; returns it, on the GPU if there is one."""
+    import torch
+
+    model = build(shape, torch.device("cuda" if torch.cuda.is_available() else "cpu"), getattr(torch, dtype))
     model.save_pretrained(folder)
     copy_tokenizer(folder)
     return model

@@ -26,7 +26,9 @@ import numpy as np
 import torch
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "workflow/scripts"))
+sys.path[:0] = [str(ROOT / "workflow/scripts"), str(ROOT / "benchmarks")]
+
+import random_model  # noqa: E402
 
 from spillover import packed_attention, training  # noqa: E402
 from spillover.masking import Tokens  # noqa: E402
@@ -82,18 +84,7 @@ def make_rows(count: int, loss: str, vocabulary: int, seed: int = 1) -> list[Tok
 
 def make_model(shape: dict, device: torch.device):
     """Random weights in bfloat16 (on a CPU in float32), as the base of an adapter."""
-    from transformers import Qwen2Config, Qwen2ForCausalLM
-
-    torch.manual_seed(0)
-    config = Qwen2Config(**shape, tie_word_embeddings=False)
-    config._attn_implementation = "sdpa"
-    dtype = torch.get_default_dtype()
-    torch.set_default_dtype(torch.bfloat16 if device.type == "cuda" else torch.float32)
-    try:
-        with device:
-            return Qwen2ForCausalLM(config)
-    finally:
-        torch.set_default_dtype(dtype)
+    return random_model.build(shape, device, torch.bfloat16 if device.type == "cuda" else torch.float32)
 
 
 class Timer:

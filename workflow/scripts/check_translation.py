@@ -12,7 +12,7 @@ import json
 
 import pandas as pd
 
-from spillover import api_jobs, provenance, translation_gates
+from spillover import api_costs, api_jobs, provenance, translation_gates
 from spillover.api_outcomes import FatalApiError
 from spillover.language_id import identifier
 from spillover.languages import load_languages
@@ -76,7 +76,6 @@ def main(argv: list[str] | None = None) -> None:
         )
     with provenance.atomic_path(args.out) as path:
         path.write_text(json.dumps(result, indent=1, ensure_ascii=False, sort_keys=True) + "\n", encoding="utf-8")
-    extra = {key: ledger.pop(key) for key in ("api_calls", "cost_dollars", "tokens") if key in ledger}
     provenance.write_manifest(
         args.manifest,
         stage="translation_check",
@@ -84,7 +83,7 @@ def main(argv: list[str] | None = None) -> None:
         inputs=[args.source, args.translation, args.registry],
         outputs=[args.out],
         seconds=clock,
-        extra=extra | {"calls": ledger},
+        extra=api_costs.for_manifest(ledger),
     )
 
 

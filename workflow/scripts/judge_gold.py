@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 
-from spillover import api_jobs, gold, judging, provenance, published_judge
+from spillover import api_costs, api_jobs, gold, judging, provenance, published_judge
 from spillover.api_outcomes import FatalApiError
 from spillover.languages import load_languages
 
@@ -44,8 +44,6 @@ def main(argv: list[str] | None = None) -> None:
     with provenance.atomic_path(args.out) as path:
         table.to_parquet(path, index=False)
     print(f"{len(table)} texts, the judge agrees on {int((table['label'] == table['judged']).sum())}")
-    ledger = dict(answers.ledger)
-    extra = {key: ledger.pop(key) for key in ("api_calls", "cost_dollars", "tokens") if key in ledger}
     provenance.write_manifest(
         args.manifest,
         stage="judge_gold",
@@ -53,7 +51,7 @@ def main(argv: list[str] | None = None) -> None:
         inputs=[args.gold, args.registry],
         outputs=[args.out],
         seconds=clock,
-        extra=extra | {"calls": ledger},
+        extra=api_costs.for_manifest(answers.ledger),
     )
 
 

@@ -11,7 +11,7 @@ import json
 
 import pandas as pd
 
-from spillover import api_jobs, provenance
+from spillover import api_costs, api_jobs, provenance
 from spillover.api_outcomes import TRANSPORT, FatalApiError
 from spillover.languages import load_languages
 from spillover.translation import ENGLISH_CHARACTERS_A_TOKEN, ClaudeTranslator, SmallWorldTranslator
@@ -59,7 +59,7 @@ def main(argv: list[str] | None = None) -> None:
             results, ledger = by_claude(replies["text"].tolist(), settings, args)
         except FatalApiError as error:
             raise SystemExit(str(error)) from None
-        extra = {key: ledger.pop(key) for key in ("api_calls", "cost_dollars", "tokens")} | {"calls": ledger}
+        extra = api_costs.for_manifest(ledger)
     table = replies.assign(language=args.language, text=[text for text, _ in results], outcome=[o for _, o in results])
     outcomes = table["outcome"].value_counts().to_dict()
     missing = (table["outcome"] == TRANSPORT).mean()

@@ -51,6 +51,16 @@ def estimate(
     return tokens_in, tokens_out, prices.dollars(model, tokens_in, tokens_out, batch) if requests else 0.0
 
 
+PAID = ("api_calls", "cost_dollars", "tokens")
+"""What of a ledger every manifest has at its top."""
+
+
+def for_manifest(ledger: dict[str, Any]) -> dict[str, Any]:
+    """A ledger as a manifest's extra: what was paid at the top, the rest under `calls`."""
+    paid = {key: ledger[key] for key in PAID if key in ledger}
+    return paid | {"calls": {key: value for key, value in ledger.items() if key not in PAID}}
+
+
 def ledger(ids: Iterable[str], state: State, model: str, prices: Prices) -> dict[str, Any]:
     """What the answers behind `ids` cost, whenever they were paid: calls, tokens, dollars and the models that answered.
 
