@@ -47,7 +47,7 @@ demo-seeds: environment  ## the same over three seeds: the evidence behind the s
 	echo "What it shows:    results/small-seeds/language_spill/analysis/summary.md"
 
 .PHONY: demo-all
-demo-all: environment  ## everything at small scale: more learning rates, from barely learned to spilling
+demo-all: environment  ## all five experiments at small scale, one seed: about an hour on 2 cores
 	@$(SNAKEMAKE) all $(SMALL) --configfile config/small.yaml config/small_all.yaml $(OVERLAY) --logger progress
 	[ "$(OVERLAY)" ] || echo "The dose response: results/small/language_spill/analysis/dose_response.png"
 

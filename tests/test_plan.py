@@ -10,7 +10,7 @@ import yaml
 
 from conftest import ROOT
 from spillover import expansion
-from spillover.config import ConfigError, read_yaml
+from spillover.config import ConfigError, merge, read_yaml
 from spillover.plan import Model
 
 
@@ -339,3 +339,22 @@ def test_the_published_language_spill_trains_on_the_printed_number_of_rows(exper
         rows[protocol] = {run.data["rows"] for run in plan.of("language_spill")}
     assert rows == {"published": {4989}, "corrected": {None}}
     assert plan.source_spec("replies")["source"]["keep"] == 5200
+
+
+@pytest.mark.parametrize(
+    "overlays",
+    [
+        ["small.yaml"],
+        ["small.yaml", "small_seeds.yaml"],
+        ["small.yaml", "small_all.yaml"],
+        ["small.yaml", "small_all.yaml", "small_dev.yaml"],
+        ["small.yaml", "small_all.yaml", "small_marker_seeds.yaml"],
+        ["narrow_markers.yaml"],
+    ],
+)
+def test_every_shipped_overlay_can_be_planned(overlays):
+    settings = read_yaml(ROOT / "config/config.yaml")
+    for name in overlays:
+        settings = merge(settings, read_yaml(ROOT / "config" / name))
+    planned = expansion.build(settings, ROOT / "config/experiments", resources=str(ROOT / "resources"))
+    assert planned.selected

@@ -37,7 +37,7 @@ ROWS, ROW_TOKENS, ITEMS = 600, 250, 1172
 RATE = 1e-4
 """The learning rate of the timed cells: the largest, so that a short training changes the model enough to be seen."""
 PUBLISHED_HOURS = 9.38
-"""Of the published grid, from the times in its own results (docs/protocols.md)."""
+"""Of the published grid: the sum of `wall_minutes` in its own all_results_compiled.json."""
 
 
 def published_plan(merge_adapters: bool):

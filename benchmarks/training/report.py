@@ -22,7 +22,7 @@ def write_report(result: dict) -> str:
         "# Training: this trainer and TRL side by side",
         "",
         f"One run on one {result['gpu'] or 'CPU (a toy shape: nothing here is a measurement)'}; {packages}.",
-        "Command: `python benchmarks/training/run.py --out benchmarks/training`.",
+        "Command: `python benchmarks/training/run.py --timed 10 --out benchmarks/training`.",
         "",
         "Random weights of the Qwen2.5-7B shape in bfloat16, LoRA of rank 32 on all linear modules, rows of random"
         " tokens of lognormal length (about 250 on average, at most 1,024), the same rows in the same order everywhere;"

@@ -30,9 +30,9 @@ from spillover.training_log import Log
 COMPILING_SECONDS = 50.0
 SAVED_SECONDS_PER_STEP = 0.065
 SAVED_SECONDS_PER_TOKEN = 16e-6
-"""What compiling the layers costs at the start and saves afterwards (benchmarks/training, 7B shape on an H200).
+"""What compiling the layers costs at the start and saves afterwards (benchmarks/training, benchmarks/regularisers, H200).
 
-It took 57 to 68 s, 40 to 44 s with a warm compile cache; a step became 64 ms shorter at 4,000 tokens and 73 ms at 900,
+It took 57 to 68 s, 40 to 45 s with a warm compile cache; a step became 64 ms shorter at 4,000 tokens and 73 ms at 900,
 where launching kernels is the limit.
 """
 
