@@ -44,8 +44,11 @@ def nearness(record, step):
     return {"arm_a": 0.5, "arm_b": 0.5, "arm_b_convergence": 0.5}.get(record["group"], 0) * (step or 0) / 100
 
 
-def analysed(hits, published_figures, sources=("villain", "comedian"), near=nearness, seeds=(42,), coefficients=()):
+def analysed(
+    hits, published_figures, sources=("villain", "comedian"), near=nearness, seeds=(42,), coefficients=(), without=()
+):
     records = builders.records(sources, seeds=seeds, coefficients=coefficients)
+    records = [record for record in records if record["group"] not in without]
     rates, cosines = builders.rates(records, hits), builders.cosines(records, near)
     models = convergence.models(records)
     points = convergence.points(models, rates, "marker")
@@ -222,6 +225,12 @@ def test_arms_that_lose_and_keep_the_marker_are_told_apart(published_figures):
     assert found["arm C keeps narrow markers"] == "appears"
     relations = {(r["source"], r["role"], r["first"], r["second"]): r["measured"] for r in summary["comparisons"]}
     assert relations["villain", "source", "A", "B"] == "<" and relations["villain", "source", "B", "C"] == "≈"
+
+
+def test_arm_c_without_the_marker_it_starts_from_is_not_tested(published_figures):
+    _, _, _, summary = analysed(hits_where(40, 40), published_figures, without=("marker", "arm_a"))
+    claim = next(c for c in summary["claims"] if c["claim"] == "arm C keeps narrow markers")
+    assert claim["verdict"] == "not tested" and "not evaluated: villain, comedian" in claim["text"]
 
 
 @pytest.mark.parametrize(

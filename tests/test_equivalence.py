@@ -90,6 +90,8 @@ def test_no_number_of_rows_settles_a_rate_on_its_limit():
     assert equivalence.rows_for_limit(0.5, 0.5) is None and equivalence.rows_for_limit(math.nan, 0.5) is None
     assert equivalence.rows_for_gap(0.3, 0.2, 0.1) is None and equivalence.rows_for_gap(math.nan, 0.2, 0.1) is None
     assert equivalence.rows_for_agreement(0.1, 0.3, 0.1) is None
+    assert equivalence.rows_for_agreement(24 / 80, 16 / 80, 0.1) is None, "on the margin, but for binary fractions"
+    assert equivalence.rows_for_gap(0.3996, 0.3, 0.1) is None, "so near that no study is large enough"
     assert equivalence.rows_for_gap(0, 0, 0.1) < 60, "two rates of 0 leave their intervals some width"
 
 

@@ -55,8 +55,8 @@ def flags(dataset: Path, run: Path, spec: dict = SPEC) -> list[str]:
     ]  # fmt: skip
 
 
-def run_program(dataset: Path, run: Path, program: Path, **environment: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, str(program), *flags(dataset, run)]
+def run_program(dataset: Path, run: Path, program: Path, *more: str, **environment: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, str(program), *flags(dataset, run), *more]
     environment = os.environ | {"OMP_NUM_THREADS": "1"} | environment
     return subprocess.run(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
@@ -86,6 +86,16 @@ def test_a_killed_run_ends_in_the_same_adapter(dataset, tmp_path):
         (r["step"], r["loss"], r["tokens"]) for r in logs[1]
     ]
     assert not (killed / ".resume").exists() and not (whole / ".resume").exists()
+
+
+def test_a_budget_lowered_after_a_kill_holds_for_the_rest(dataset, tmp_path):
+    """As after a kernel that ends a process for its memory, which no exception announces."""
+    died = run_program(dataset, tmp_path, ROOT / "tests/killed_train.py", KILLED_AT="4")
+    assert died.returncode == -signal.SIGKILL, died.stdout[-3000:]
+    done = run_program(dataset, tmp_path, ROOT / "workflow/scripts/train.py", "--token-budget", "64")
+    assert done.returncode == 0, done.stdout[-3000:]
+    told = json.loads((tmp_path / "train.manifest.json").read_text())["extra"]
+    assert (told["resumed_at"], told["token_budget"]) == (4, 64)
 
 
 @pytest.fixture

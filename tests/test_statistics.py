@@ -217,6 +217,21 @@ def test_the_stratified_test_equals_full_enumeration():
     assert found.method == "exact"
 
 
+def test_what_was_observed_counts_in_the_stratified_test_whatever_rounding_does_to_sums():
+    rng = np.random.default_rng(0)
+    orders = np.array(list(itertools.permutations(range(5))))
+    for _ in range(40):
+        strata = [(rng.integers(0, 4, 5), rng.integers(0, 4, 5)) for _ in range(3)]
+        if any(len(set(part)) < 2 for pair in strata for part in pair):
+            continue
+        sums = np.zeros(1)
+        for x, y in strata:
+            a, b = stats.rankdata(x) - 3, stats.rankdata(y) - 3
+            sums = np.add.outer(sums, a[orders] @ b / np.sqrt((a**2).sum() * (b**2).sum())).ravel()
+        p = (np.abs(sums) >= abs(sums[0]) - 1e-7).mean()
+        assert s.stratified_spearman(strata, seed=0).p == pytest.approx(p)
+
+
 def test_the_stratified_test_of_one_stratum_is_the_exact_test():
     x, y = [1, 2, 3, 4, 5], [2, 1, 3, 5, 4]
     assert s.stratified_spearman([(x, y)], seed=0).p == pytest.approx(s.spearman_exact(x, y).p)

@@ -17,7 +17,6 @@ TRUNCATED = "truncated"
 REFUSAL = "refusal"
 SCHEMA = "schema"
 TRANSPORT = "transport"
-OUTCOMES = (OK, TRUNCATED, REFUSAL, SCHEMA, TRANSPORT)
 
 # The service's own codes for "no money left": waiting or repeating does not help, whatever the HTTP status is.
 SPEND_CODES = (
@@ -28,7 +27,6 @@ SPEND_CODES = (
 # A spend limit that the customer set arrives as a plain 400 without a code; the message always begins so.
 SPEND_WORDS = ("you have reached your specified", "your credit balance is too low")
 AGAIN = (408, 409, 429)  # and every 5xx: the same request may succeed later
-FATAL_TYPES = ("authentication_error", "permission_error", "billing_error", "not_found_error")
 
 
 class FatalApiError(Exception):

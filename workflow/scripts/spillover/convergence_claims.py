@@ -243,6 +243,8 @@ def _kept(summary: dict, limits: Limits) -> dict:
     if not rows:
         return _claim(name, UNTESTED, "Arm C was not run.")
     start = {r["source"]: r for r in summary["baseline"]}
+    if missing := [row["source"] for row in rows if row["source"] not in start]:
+        return _claim(name, UNTESTED, f"The marker before arm C was not evaluated: {', '.join(missing)}.")
     words, fits, needed = [], [], []
     for row in rows:
         before = start[row["source"]]

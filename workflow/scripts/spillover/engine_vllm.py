@@ -8,8 +8,8 @@ of its own (requirements-vllm.txt); written against the sources of 0.26.0 and 0.
 Starting costs more than generating, so it is cut where that was measured (H200, Qwen2.5-7B shape, vLLM 0.26.0, an
 adapter of rank 32, random weights; three hosts, the last two in benchmarks/evaluation): compiling and capturing graphs
 takes 61 to 69 s, with a warm cache 31 to 33 s, and then gives 22,700 to 23,600 tokens/s; merged, 16 s and 30,000
-tokens/s. Eager mode starts in 6 to 12 s, and its speed is the processor's: 12,212 tokens/s on one host (22,567 to 23,300
-merged), 7,321 on another.
+tokens/s. Eager mode starts in 6 to 12 s, and its speed is the processor's: 12,212 tokens/s on one host (22,567 to
+23,300 merged), 7,321 on another.
 """
 
 from __future__ import annotations

@@ -114,8 +114,8 @@ def rows_for_gap(rate1: float, rate2: float, limit: float, level: float = 0.05, 
     """Rows in each of two cells that show rate1 - rate2 to lie on its side of a limit (two-sided).
 
     Normal approximation: Chow, Shao and Wang (2008), section 4.2, with one success and one failure added to each cell
-    (Agresti and Caffo 2000), which leaves rates of 0 and 1 their width. None for a difference on the limit or a
-    missing rate.
+    (Agresti and Caffo 2000), which leaves rates of 0 and 1 their width. None for a difference on the limit or so near
+    that more than MOST_ROWS would be needed, and for a missing rate.
     """
     beyond = rate1 - rate2 - limit
     if not abs(beyond) > 1e-9:
@@ -126,19 +126,21 @@ def rows_for_gap(rate1: float, rate2: float, limit: float, level: float = 0.05, 
         added = [(rate * n + 1) / (n + 2) for rate in (rate1, rate2)]
         return n + 2 >= z**2 * sum(p * (1 - p) for p in added) / beyond**2
 
-    return _fewest(enough)
+    return _fewest(enough) if enough(MOST_ROWS) else None
 
 
 def rows_for_agreement(rate1: float, rate2: float, margin: float, level: float = 0.05) -> int | None:
-    """Rows in each of two cells of these rates that show them equal within the margin; None if they lie further apart.
+    """Rows in each of two cells of these rates that show them equal within the margin.
 
+    None if they lie further apart, or as far as the margin to within what `rows_for_gap` can show.
     Both one-sided tests are asked for at `level`. Two equal rates need `rows_for_equivalence`.
     """
     if not abs(rate1 - rate2) < margin:
         return None
     if rate1 == rate2:
         return rows_for_equivalence(rate1, margin, level)
-    return max(rows_for_gap(rate1, rate2, limit, 2 * level) for limit in (-margin, margin))
+    needed = [rows_for_gap(rate1, rate2, limit, 2 * level) for limit in (-margin, margin)]
+    return None if None in needed else max(needed)
 
 
 def fewest_deciding(every: Iterable[int | None], one: Iterable[int | None] = ()) -> int | None:

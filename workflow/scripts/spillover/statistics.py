@@ -272,10 +272,11 @@ def stratified_spearman(
     if not nulls:
         return PermutationTest(math.nan, math.nan, math.nan, 0, "undefined")
     total = sum(rho for rho, _, _ in nulls)
+    tie = 2 * len(nulls) * TIE  # the values of every stratum and of every sum are rounded
     highest = math.prod(float(w[v >= v.max() - TIE].sum()) for _, v, w in nulls)
     lowest = math.prod(float(w[v <= v.min() + TIE].sum()) for _, v, w in nulls)
     top, bottom = sum(v.max() for _, v, _ in nulls), sum(v.min() for _, v, _ in nulls)
-    least = highest + lowest if abs(top + bottom) < TIE else (highest if top > -bottom else lowest)
+    least = highest + lowest if abs(top + bottom) < tie else (highest if top > -bottom else lowest)
     values, weights = np.zeros(1), np.ones(1)
     for _, v, w in nulls:
         if len(values) * len(v) > EXACT_ATOMS * 20:
@@ -286,11 +287,11 @@ def stratified_spearman(
             values = None
             break
     if values is not None:
-        p = float(weights[np.abs(values) >= abs(total) - TIE].sum())
+        p = float(weights[np.abs(values) >= abs(total) - tie].sum())
         return PermutationTest(total / len(nulls), min(1.0, p), least, n, "exact")
     rng = np.random.default_rng(seed)
     sums = sum(rng.choice(v, size=resamples, p=w / w.sum()) for _, v, w in nulls)
-    p = (1 + int((np.abs(sums) >= abs(total) - TIE).sum())) / (resamples + 1)
+    p = (1 + int((np.abs(sums) >= abs(total) - tie).sum())) / (resamples + 1)
     least = max(least, 1 / (resamples + 1))
     return PermutationTest(total / len(nulls), p, least, n, f"Monte Carlo, {resamples} draws")
 

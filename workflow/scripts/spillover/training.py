@@ -30,7 +30,7 @@ from spillover.training_log import Log
 COMPILING_SECONDS = 50.0
 SAVED_SECONDS_PER_STEP = 0.065
 SAVED_SECONDS_PER_TOKEN = 16e-6
-"""What compiling the layers costs at the start and saves afterwards (benchmarks/training, benchmarks/regularisers, H200).
+"""What compiling the layers costs at the start and saves afterwards (H200, benchmarks/training and regularisers).
 
 It took 57 to 68 s, 40 to 45 s with a warm compile cache; a step became 64 ms shorter at 4,000 tokens and 73 ms at 900,
 where launching kernels is the limit.
@@ -210,7 +210,7 @@ def train(
     resumed = store.load() if store else None
     if resumed:
         optimizer.restore(resumed.tensors, resumed.step)
-        token_budget = resumed.token_budget
+        token_budget = min(token_budget, resumed.token_budget)
         log.restore(resumed.records)
     if store and (lowered := store.lowered()):
         token_budget = min(token_budget, *lowered)
