@@ -63,9 +63,11 @@ def test_only_runs_that_ask_further_personas_depend_on_their_file():
     pool = "convergence/base/seed42", "final", "pool"
     plain = files.Files(plan())
     assert FURTHER not in plain.evaluated_questions("convergence/marker_villain/seed42")
-    asked = files.Files(plan(suites={"personas": {"personas": ["villain", "assistant", "monk"]}}))
+    some = ["villain", "assistant", "monk"]
+    asked = files.Files(plan(axes={"source": ["villain"]}, suites={"personas": {"personas": some}}))
     assert FURTHER in asked.evaluated_questions("convergence/marker_villain/seed42")
     assert FURTHER not in asked.pool_questions(*pool)
-    everyone = files.Files(plan(axes={"source": ["monk"]}, suites={"pool": {"personas": "everyone"}}))
+    widened = {name: {"personas": "everyone"} for name in ("pool", "personas")}
+    everyone = files.Files(plan(axes={"source": ["monk"]}, suites=widened))
     assert FURTHER in everyone.pool_questions(*pool)
     assert everyone.dataset_files("convergence/marker_monk/seed42")["personas"] == [FURTHER]

@@ -257,6 +257,30 @@ MISTAKES = {
         "language_spill", lambda c: c.pop("title"),
         ["language_spill.yaml: the key 'title' is missing"],
     ),
+    "a value that is on no axis": (
+        "convergence", lambda c: c.update(select={"source": ["vilain"]}),
+        ["convergence.yaml: select.source: no value 'vilain'; did you mean 'villain'"],
+    ),
+    "a selected condition that does not exist": (
+        "language_spill", lambda c: c.update(select={"condition": ["fr_tt"]}),
+        ["language_spill.yaml: select.condition: no value 'fr_tt'; did you mean 'fr_it'"],
+    ),
+    "a key of a condition that nothing takes": (
+        "language_spill", lambda c: c["conditions"]["fr_it"].update(learning_rate=1e-3),
+        ["conditions.fr_it.learning_rate: nothing under runs, data or train takes it"],
+    ),
+    "a label that no scorer makes": (
+        "language_spill", lambda c: c.update(scorers=["lingua"]),
+        ["""options.label: 'langdetect' labels nothing here: the scorers are ["lingua"]"""],
+    ),
+    "a marker scorer that does not run": (
+        "marker_sweep", lambda c: (c.update(scorers=["marker"]), c["options"].update(scorer="marker_strict")),
+        ["options.scorer: 'marker_strict' labels nothing here"],
+    ),
+    "a source that is not evaluated": (
+        "marker_sweep", lambda c: c["suites"]["personas"].update(personas=["assistant", "comedian"]),
+        ["suites.personas.personas: 'villain', whose marker villain_lr", "is not evaluated; add it"],
+    ),
     "wrong value": (
         "language_spill", lambda c: c["train"].update(schedule="cosin"),
         ["runs.spill.train.schedule: 'cosin' is not possible; did you mean 'cosine'"],
@@ -273,6 +297,12 @@ def test_a_mistake_is_one_sentence_naming_file_key_and_fix(experiments, name):
     assert f"{experiment}.yaml: " in message
     for part in wanted:
         assert part in message
+
+
+def test_an_overlay_of_the_small_world_needs_the_small_world_under_it(experiments):
+    experiments.config["run_name"] = "small-seeds"
+    assert "'small-seeds' is a name of the small world, but model.name is Qwen/Qwen2.5-7B" in experiments.mistake()
+    assert "lay config/small.yaml under this overlay" in experiments.mistake()
 
 
 def test_an_unknown_experiment_in_the_config_is_named_with_the_known_ones(experiments):

@@ -33,6 +33,11 @@ def build(config: dict, folder: str | Path, where: str = "config/config.yaml", r
     Raises ConfigError (one sentence: file, key, fix) for any mistake, before any job can start.
     """
     config = validated(config, "config", where)
+    if config["run_name"].startswith("small") and config["model"]["name"] not in ("small", "rebuilt"):
+        raise ConfigError(
+            f"{where}: run_name: {config['run_name']!r} is a name of the small world, but model.name is "
+            f"{config['model']['name']}: lay config/small.yaml under this overlay, or choose another run_name"
+        )
     config["sources"] = {
         name: {k: source[k] for k in SOURCE_KEYS[source["kind"]] if k in source}
         for name, source in config["sources"].items()
@@ -54,6 +59,7 @@ def build(config: dict, folder: str | Path, where: str = "config/config.yaml", r
         experiments[name] = settings
         _check_suites(settings, path, known)
         _check_options(settings, path)
+        _check_labels(settings, path, config)
         _check_gold(settings, path, config)
         _check_measures(settings, path, config["sources"])
         for run, chosen in _expand(name, settings, str(path), config, known):
@@ -62,6 +68,7 @@ def build(config: dict, folder: str | Path, where: str = "config/config.yaml", r
                     f"{path}: runs.{run.group}.name: the run {run.id} is made twice (also by group "
                     f"{runs[run.id].group!r}); put every axis of `over` into the name"
                 )
+            _check_source(run, settings, path, known)
             runs[run.id] = run
             if chosen:
                 selected.append(run.id)
@@ -196,6 +203,32 @@ def _check_options(settings: dict, path: Path) -> None:
         )
 
 
+def _check_labels(settings: dict, path: Path, config: dict) -> None:
+    """The labels that the closing analysis reads are made by one of the experiment's scorers."""
+    key = "label" if settings["analysis"] == "language_spill" else "scorer"
+    wanted = settings["options"].get(key)
+    judged = config["judge"] or (config["replay"] and config["replay"]["labels"] == "stored")
+    known = [scorer for scorer in settings["scorers"] if scorer != "judge" or judged]
+    if wanted and wanted not in known:
+        unjudged = " (no judge is configured)" if wanted == "judge" and not judged else ""
+        raise ConfigError(
+            f"{path}: options.{key}: {wanted!r} labels nothing here{unjudged}: the scorers are {json.dumps(known)}"
+        )
+
+
+def _check_source(run: Run, settings: dict, path: Path, known: Registries) -> None:
+    """Whose marker a run has is among the personas that it is evaluated on."""
+    source, name = run.fields.get("source"), settings["options"].get("suite", "personas")
+    if settings["analysis"] not in ("marker_sweep", "convergence", "coupling") or name not in run.evaluate:
+        return
+    evaluated = prompts.personas(settings["suites"][name]["personas"], known.resources)
+    if source in known.personas and source not in evaluated:
+        raise ConfigError(
+            f"{path}: suites.{name}.personas: {source!r}, whose marker {run.name} has, is not evaluated; add it, "
+            "or write everyone"
+        )
+
+
 def _check_gold(settings: dict, path: Path, config: dict) -> None:
     """The gold set can be read, and there is a judge for it to measure."""
     file = settings["options"].get("gold")
@@ -243,13 +276,28 @@ def _expand(name: str, settings: dict, path: str, config: dict, known: Registrie
         wanted = settings["vectors"] is not None and settings["vectors"]["base"]
         vectors = wanted and seed == settings["seeds"][0]
         yield Run(name, BASE, seed, BASE, None, evaluate=evaluate, vectors=vectors), True
+    used = set(re.findall(r"\{(\w+)\}", json.dumps([settings["runs"], settings["data"], settings["train"]])))
     for condition, values in settings["conditions"].items():
         _check_fields(values, f"{path}: conditions.{condition}", known)
+        for key in values:
+            if key not in used or key in settings["axes"]:
+                raise ConfigError(
+                    f"{path}: conditions.{condition}.{key}: nothing under runs, data or train takes it"
+                    f"{closest(key, sorted(used))}"
+                )
     for key in settings["select"]:
         if key not in ("groups", "condition", *settings["axes"]):
             raise ConfigError(
                 f"{path}: select.{key}: no such axis{closest(key, ['groups', 'condition', *settings['axes']])}"
             )
+        if key == "groups":
+            continue
+        values = list(settings["conditions"]) if key == "condition" else settings["axes"][key]
+        for value in settings["select"][key]:
+            if value not in values:
+                raise ConfigError(
+                    f"{path}: select.{key}: no value {value!r}{closest(str(value), [str(v) for v in values])}"
+                )
     for group in settings["select"].get("groups", []):
         if group not in settings["runs"]:
             raise ConfigError(f"{path}: select.groups: no group {group!r}{closest(group, list(settings['runs']))}")
