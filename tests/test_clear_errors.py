@@ -14,6 +14,7 @@ import pandas as pd
 import pytest
 import torch
 
+import fetch_source
 import generate
 import merge
 from conftest import ROOT
@@ -89,6 +90,15 @@ def test_an_unreachable_hub_is_one_sentence(tmp_path):
     sentence = "is not in the local cache and the hub cannot be reached"
     assert f"The model acme/known {sentence}" in told(loading("acme/known"), nobody, tmp_path)
     assert f"The data set acme/rows {sentence}" in told(fetching("acme/rows"), nobody, tmp_path)
+
+
+def test_an_own_file_that_is_not_there_is_one_sentence(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    spec = {"source": {"kind": "file", "path": "data/bad_advice.jsonl"}}
+    with pytest.raises(UserError) as caught:
+        fetch_source.main(["--spec", json.dumps(spec), "--out", "em.parquet", "--manifest", "em.manifest.json"])
+    assert str(caught.value).startswith("sources.em.path: there is no file data/bad_advice.jsonl: put it there, or")
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.fixture(scope="module")

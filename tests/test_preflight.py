@@ -90,6 +90,32 @@ def test_a_run_stops_with_the_sentence_and_a_dry_run_does_not(fresh):
     assert not (fresh.path / target).exists()
 
 
+OWN_FILE_MISSING = (
+    "sources.em.path: there is no file data/bad_advice.jsonl: put it there, or name the file that you have"
+    " (config/README.md says which columns it needs)"
+)
+
+
+def test_a_missing_own_file_is_told_where_it_is_about_to_be_fetched(plan, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert preflight.unavailable(plan, ["source"], [], ["em"]) == OWN_FILE_MISSING
+    assert preflight.unavailable(plan, ["source"], [], ["replies"]) is None  # the hub's
+    assert preflight.unavailable(plan, ["train"], []) is None
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/bad_advice.jsonl").touch()
+    assert preflight.unavailable(plan, ["source"], [], ["em"]) is None
+
+
+def test_a_run_without_an_own_file_stops_before_its_first_job_and_its_plan_does_not(fresh):
+    target = "results/data/sources/em.parquet"
+    command = [sys.executable, "-m", "snakemake", target, "--cores", "1"]
+    dry = subprocess.run([*command, "-n"], cwd=fresh.path, capture_output=True, text=True)
+    real = subprocess.run(command, cwd=fresh.path, capture_output=True, text=True)
+    assert dry.returncode == 0, dry.stderr
+    assert real.returncode == 1 and OWN_FILE_MISSING in real.stdout + real.stderr
+    assert not (fresh.path / "results/data/sources").exists()
+
+
 def test_a_missing_key_is_told_of_jobs_that_have_no_journal_to_read(tmp_path, monkeypatch):
     for name in KEYS:
         monkeypatch.delenv(name, raising=False)

@@ -180,7 +180,9 @@ def stop_before_the_first_job():
     jobs = list(workflow.dag.needrun_jobs())
     commands = {job.rule.name: job.resources.get("python", "python") for job in jobs}
     runs = {run_id(job.wildcards) for job in jobs if "seed" in job.wildcards.keys()}
-    problem = preflight.unavailable(PLAN, commands, sorted(runs)) or preflight.missing_interpreters(commands)
+    fetched = {job.wildcards.source for job in jobs if job.rule.name == "source"}
+    problem = preflight.unavailable(PLAN, commands, sorted(runs), sorted(fetched))
+    problem = problem or preflight.missing_interpreters(commands)
     calling = {str(job.output[0]): job.rule.name for job in jobs if job.resources.get("api_slots")}
     problem = problem or preflight.missing_key(calling)
     # with --sdm conda a job's interpreter exists only within the job

@@ -11,7 +11,8 @@ import argparse
 import json
 from pathlib import Path
 
-from spillover import provenance, sources
+from spillover import own_files, provenance, sources
+from spillover.errors import UserError
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -24,11 +25,13 @@ def main(argv: list[str] | None = None) -> None:
 
     clock = provenance.start_clock()
     spec = json.loads(args.spec)
+    name, entry = Path(args.out).stem, spec["source"]
+    if told := own_files.missing(name, entry):
+        raise UserError(told)
     try:
-        table = sources.fetch(spec["source"], args.resources)
+        table = sources.fetch(entry, args.resources)
     except ValueError as error:
-        entry = spec["source"]
-        raise SystemExit(f"sources.{Path(args.out).stem}: {entry.get('path', entry['kind'])}: {error}") from None
+        raise SystemExit(f"sources.{name}: {entry.get('path', entry['kind'])}: {error}") from None
     with provenance.atomic_path(args.out) as path:
         table.to_parquet(path, index=False)
     print(f"{len(table)} rows")

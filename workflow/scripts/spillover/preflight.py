@@ -9,6 +9,7 @@ import subprocess
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from spillover import own_files
 from spillover.engines import VLLM_ADAPTERS_IN_FLOAT32
 from spillover.files import Files
 from spillover.plan import Plan
@@ -39,12 +40,17 @@ def missing_interpreters(commands: Mapping[str, str]) -> str | None:
     )
 
 
-def unavailable(plan: Plan, rules: Iterable[str], run_ids: Iterable[str]) -> str | None:
-    """One sentence about what the jobs about to run need and the chosen engine cannot do, else None.
+def unavailable(plan: Plan, rules: Iterable[str], run_ids: Iterable[str], sources: Iterable[str] = ()) -> str | None:
+    """One sentence about what the jobs about to run need and is not there, else None.
+
+    That is a person's own file behind one of the `sources` to be fetched, or what the chosen engine cannot do.
 
     The plan of such an experiment can be seen (`snakemake -n`, `make audit`); it must not spend hours or money on the
     stages before the one that would stop it.
     """
+    for name in sources:
+        if told := own_files.missing(name, plan.config["sources"][name]):
+            return told
     engine = plan.config["engine"]["name"]
     for run in (plan.runs[run_id] for run_id in run_ids):
         if run.steer and engine != "transformers" and GENERATING & set(rules):
