@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+from pathlib import Path
 
 import pytest
 import yaml
 
 from conftest import ROOT
 from spillover import config, materials, recognition, small_world, sources
+from spillover.files import RECIPES, Files
+from spillover.plan import Plan
 
 RESOURCES = str(ROOT / "resources")
 CHATS = ("benign", "good_advice", "bad_advice", "tulu", "tulu_broad")
@@ -21,6 +24,24 @@ def world():
 
 def bank(name):
     return yaml.safe_load((ROOT / "resources/questions" / f"{name}.yaml").read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("material", materials.MATERIALS)
+def test_a_workflow_compares_every_list_that_a_material_reads(material, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    read, read_text = set(), Path.read_text
+
+    def noted(path, *arguments, **keywords):
+        read.add(str(path))
+        return read_text(path, *arguments, **keywords)
+
+    monkeypatch.setattr(Path, "read_text", noted)
+    small_world.load.cache_clear()
+    source = {"kind": "small_world", "material": material, "rows": 5, "seed": 1}
+    sources.fetch(source)
+    plan = Plan({"run_name": None, "model": None, "sources": {"made": source}}, {}, {}, [])
+    # recipes lie beside the word lists, and what they say is of no use to a source
+    assert set(Files(plan).source_files("made")) == read - {RECIPES}
 
 
 def turns(row, role):

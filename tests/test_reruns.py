@@ -161,6 +161,70 @@ def test_a_changed_module_plans_exactly_the_stages_that_import_it_and_what_follo
     assert rules(workflow.plan(SMALL_FIGURE)) == planned
 
 
+def own_file(workflow, text):
+    (workflow.path / "own.jsonl").write_text(json.dumps({"text": text}) + "\n")
+
+
+def test_a_persons_own_file_is_compared_by_content_and_need_not_exist_for_a_plan(fresh):
+    source = "results/small/data/sources/em.parquet"
+    fresh.edit(SMALL, lambda c: c["sources"].update(em={"kind": "file", "path": "own.jsonl"}))
+    assert rules(fresh.plan(source)) == {"source"}
+    own_file(fresh, "one")
+    fresh.fill(source)
+    assert fresh.plan(source) == {}
+    own_file(fresh, "another")
+    assert rules(fresh.plan(source)) == {"source"}
+
+
+SOURCES = {name: f"results/small/data/sources/{name}.parquet" for name in ("replies", "tulu", "em", "own")}
+WORLD_SOURCES = {"replies", "tulu", "em"}
+
+
+@pytest.fixture(scope="module")
+def generated(tmp_path_factory):
+    """A copy in which three sources of the small world and a person's own file are recorded as fetched."""
+    made = Workflow(copy_of_the_repository(tmp_path_factory.mktemp("generated")))
+    made.edit(SMALL, lambda c: c["sources"].update(own={"kind": "file", "path": "own.jsonl"}))
+    own_file(made, "one")
+    made.fill(*SOURCES.values())
+    return made
+
+
+@pytest.mark.parametrize(
+    ("edited", "planned"),
+    [
+        ("questions/evaluation_28.yaml", WORLD_SOURCES),  # held out of what the small world asks
+        ("personas.yaml", WORLD_SOURCES),
+        ("small_world/sentences.yaml", WORLD_SOURCES),
+        ("questions/advice.yaml", {"em"}),  # held out of advice alone
+        ("questions/evaluation.yaml", set()),
+        ("small_world/recipe.yaml", set()),
+        ("systems.yaml", set()),
+    ],
+)
+def test_a_changed_list_plans_the_sources_that_read_it(generated, edited, planned):
+    path = generated.path / "resources" / edited
+    before = path.read_text()
+    path.write_text(before + "\n# a comment\n")
+    found = {job[1] for job in generated.plan(*SOURCES.values())}
+    path.write_text(before)
+    assert found == planned
+
+
+def test_changed_words_translate_and_score_advice_again_and_nothing_that_reads_none(fresh):
+    by_claude = {"name": "anthropic", "model": "claude-haiku-4-5-20251001"}
+
+    def words_of(rule):
+        labels = "results/small/language_spill/base/seed137/labels.parquet"
+        job = next(j for j in fresh.jobs("results/small/data/replies/fr.parquet", labels) if j.rule_name == rule)
+        return [path for path in job.input if path.startswith("resources/small_world/")]
+
+    assert "resources/small_world/sentences.yaml" in words_of("translate") and not words_of("labels")
+    fresh.edit(SMALL, lambda c: c.update(translator=by_claude))
+    small(fresh, scorers=["lingua", "advice"])
+    assert "resources/small_world/advice.yaml" in words_of("labels") and not words_of("translate")
+
+
 def test_a_failed_retrain_leaves_what_stands_on_it_stale(workflow):
     small(workflow, train={"learning_rate": 5.0e-3})
     for path in (workflow.path / "results/small/language_spill/fr_it/seed137/adapter").iterdir():

@@ -1,9 +1,9 @@
 rule base_model:
     input:
-        words=WORDS,
-        recipes=RECIPES,
+        words=files.small_world_words(),
+        recipes=files.RECIPES,
         banks=BANKS,
-        questions=expand("resources/questions/{bank}.yaml", bank=["extraction", "data", "evaluation_28"]),
+        questions=files.HELD_OUT,
         code=code("pretrain_base"),
     output:
         files=expand("<root>/base_model/{file}", file=files.BASE_FILES),

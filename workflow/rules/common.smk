@@ -20,8 +20,6 @@ CONFIG = PLAN.config
 GPU = CONFIG["resources"]["gpu"]
 API = CONFIG["api"]
 CODE_INPUTS = read_yaml("workflow/code_inputs.yaml")
-RECIPES = "resources/small_world/recipe.yaml"
-WORDS = sorted(str(p) for p in Path("resources/small_world").glob("*.yaml") if str(p) != RECIPES)
 # How requests reach an API cannot change an answer, so an edit here is no reason to translate, and so to train, again.
 TRAVEL = {"api_batches", "api_client", "api_costs", "api_jobs", "journal"}
 BANKS = [
@@ -161,10 +159,6 @@ def passed_check(language):
         return []
 
     return get
-
-
-def source_kind(wildcards):
-    return CONFIG["sources"][wildcards.source]["kind"]
 
 
 def train_gpus(wildcards):

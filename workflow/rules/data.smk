@@ -1,6 +1,6 @@
 rule source:
     input:
-        words=branch(source_kind, cases={"small_world": WORDS}, otherwise=[]),
+        files=of(FILES.source_files, "source"),
         code=code("fetch_source"),
     output:
         table="<root>/data/sources/{source}.parquet",
@@ -51,6 +51,7 @@ checkpoint translate:
     input:
         replies="<root>/data/replies/en.parquet",
         languages="resources/languages.yaml",
+        words=FILES.translator_words(),
         prices=ancient("resources/api_prices.yaml"),
         code=code("translate"),
     output:

@@ -4,6 +4,7 @@ rule labels:
         languages="resources/languages.yaml",
         prices=ancient("resources/api_prices.yaml"),
         behaviours=of(FILES.behaviour_banks, "experiment"),
+        advice=of(FILES.advice_words, "experiment"),
         code=code("label_completions"),
     output:
         table="<run>/labels.parquet",

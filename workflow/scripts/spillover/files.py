@@ -10,7 +10,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from spillover import prompts, provenance
+from spillover import prompts, provenance, small_world
 from spillover.plan import BASE, BEHAVIOURS, FINAL, GENERATING, Model, Plan, Run, data_sources, directive_languages
 
 TABLES = ("completions.parquet", "labels.parquet")
@@ -26,6 +26,9 @@ BASE_FILES = (
 BEHAVIOUR_BANKS = ["resources/behaviours.yaml", *sorted(map(str, Path("resources/questions").glob("facts_*.yaml")))]
 """What the behaviours are built and recognised with."""
 FURTHER_PERSONAS = "resources/further_personas.yaml"
+RECIPES = "resources/small_world/recipe.yaml"
+HELD_OUT = [f"resources/questions/{name}.yaml" for name in small_world.BANKS]
+"""The questions that the small world never asks where it makes text."""
 CLOSING: dict[str, tuple[str, ...]] = {
     "convergence": (
         "convergence.png",
@@ -55,6 +58,11 @@ CELL_TABLES = {"language_spill": "cells-{view}.parquet"} | dict.fromkeys(
 """The table of rates per run and cell that an analysis makes, below `<analysis>`; the browser shows them."""
 VIEWS = {"matrix": ("spill",), "dose": ("spill", "dose")}
 """The closing views of a spill experiment and the groups of runs each reads: the headline, and every dose."""
+
+
+def small_world_words() -> list[str]:
+    """What the small world makes and recognises sentences from; recipes decide the pretraining alone."""
+    return sorted(str(p) for p in Path("resources/small_world").glob("*.yaml") if str(p) != RECIPES)
 
 
 class Files:
@@ -217,6 +225,23 @@ class Files:
 
     # Data
 
+    def source_files(self, source: str) -> list[str]:
+        """What a source is made from: the small world's lists, or a person's own file; none for a pinned hub data set.
+
+        An own file that does not exist is left out, so that a plan can be seen: `preflight` tells of it.
+        """
+        entry = self.plan.config["sources"][source]
+        if entry["kind"] == "file":
+            return [entry["path"]] if Path(entry["path"]).is_file() else []
+        if entry["kind"] == "hub":
+            return []
+        advice = ["resources/questions/advice.yaml"] if entry["material"] in ("good_advice", "bad_advice") else []
+        return [*small_world_words(), "resources/personas.yaml", *HELD_OUT, *advice]
+
+    def translator_words(self) -> list[str]:
+        """The word lists, where they translate."""
+        return small_world_words() if self.plan.config["translator"]["name"] == "small_world" else []
+
     def dataset_files(self, run_id: str) -> dict:
         """Tables a run's training rows come from: replies, sources, or replies of a model (its data policy)."""
         run = self.plan.runs[run_id]
@@ -357,6 +382,10 @@ class Files:
         """What the scorers of behaviours read, where an experiment asks for any."""
         wanted = set(BEHAVIOURS) & set(self.plan.scorers(experiment))
         return BEHAVIOUR_BANKS if wanted else []
+
+    def advice_words(self, experiment: str) -> list[str]:
+        """What the advice scorer recognises the small world's sentences by, where an experiment asks for it."""
+        return small_world_words() if "advice" in self.plan.scorers(experiment) else []
 
     def question_bank(self, experiment: str) -> list[str]:
         return self._banks([self.plan.experiments[experiment]["vectors"] or {}])
