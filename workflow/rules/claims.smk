@@ -24,7 +24,8 @@ rule alarms:
         search=search_flags,
     shell:
         "{resources.python} workflow/scripts/find_alarms.py --completions {input.completions} --labels {input.labels}"
-        " {params.search} --runs {params.runs:q} --spec {params.spec:q} --out {output.found} --manifest {output.manifest} > {log} 2>&1"
+        " {params.search} --runs @<(printf %s {params.runs:q}) --spec {params.spec:q} --out {output.found}"
+        " --manifest {output.manifest} > {log} 2>&1"
 
 
 rule claims:

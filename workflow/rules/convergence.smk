@@ -19,8 +19,9 @@ rule convergence_cosines:
         spec=of_analysis(as_spec(FILES.closing_spec)),
         runs=of_analysis(FILES.closing_records),
     shell:
-        "{resources.python} workflow/scripts/convergence_cosines.py --vectors {input.vectors} --runs {params.runs:q}"
-        " --spec {params.spec:q} --out {output.table} --manifest {output.manifest} > {log} 2>&1"
+        "{resources.python} workflow/scripts/convergence_cosines.py --vectors {input.vectors}"
+        " --runs @<(printf %s {params.runs:q}) --spec {params.spec:q} --out {output.table}"
+        " --manifest {output.manifest} > {log} 2>&1"
 
 
 rule convergence_tests:
@@ -51,7 +52,7 @@ rule convergence_tests:
         method=option("method"),
     shell:
         "{resources.python} workflow/scripts/convergence_tests.py --rates {input.rates} --cosines {input.cosines}"
-        " --runs {params.runs:q} --scorer {params.scorer} --method {params.method} --spec {params.spec:q}"
+        " --runs @<(printf %s {params.runs:q}) --scorer {params.scorer} --method {params.method} --spec {params.spec:q}"
         " --points {output.points} --paths {output.paths} --tests {output.tests} --changes {output.changes}"
         " --manifest {output.manifest} > {log} 2>&1"
 
@@ -145,7 +146,7 @@ rule convergence_figures:
         layer=lambda wildcards: option("layers")(wildcards)[0],
     shell:
         "{resources.python} workflow/scripts/convergence_figures.py --points {input.points} --paths {input.paths}"
-        " --tests {input.tests} --rates {input.rates} --runs {params.runs:q} --scorer {params.scorer}"
+        " --tests {input.tests} --rates {input.rates} --runs @<(printf %s {params.runs:q}) --scorer {params.scorer}"
         " --method {params.method} --layer {params.layer} --spec {params.spec:q} --out {output.png} --pdf {output.pdf}"
         " --figures {output.cross_arm} {output.source_retention} {output.cosine_evolution} {output.trajectories}"
         " {output.leakage_cosine} {output.predictors} {output.heatmap} {output.adapter_quality} {output.steering}"
@@ -185,6 +186,7 @@ rule convergence_summary:
         title=title,
     shell:
         "{resources.python} workflow/scripts/convergence_summary.py --points {input.points} --paths {input.paths}"
-        " --tests {input.tests} --rates {input.rates} --published {input.published} {params.sweep} --runs {params.runs:q}"
-        " --scorer {params.scorer} --method {params.method} --layers {params.layers} --title {params.title:q}"
-        " --spec {params.spec:q} --out {output.text} --json {output.numbers} --manifest {output.manifest} > {log} 2>&1"
+        " --tests {input.tests} --rates {input.rates} --published {input.published} {params.sweep}"
+        " --runs @<(printf %s {params.runs:q}) --scorer {params.scorer} --method {params.method} --layers {params.layers}"
+        " --title {params.title:q} --spec {params.spec:q} --out {output.text}"
+        " --json {output.numbers} --manifest {output.manifest} > {log} 2>&1"

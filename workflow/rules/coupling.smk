@@ -25,8 +25,9 @@ rule coupling_table:
         source=of_analysis(FILES.taught_persona),
     shell:
         "{resources.python} workflow/scripts/coupling_table.py --rates {input.rates} --labels {input.labels}"
-        " --measures {input.measures} --train-logs {input.train_logs} --runs {params.runs:q} --source {params.source}"
-        " --spec {params.spec:q} --seeds {output.seeds} --out {output.table} --manifest {output.manifest} > {log} 2>&1"
+        " --measures {input.measures} --train-logs {input.train_logs}"
+        " --runs @<(printf %s {params.runs:q}) --source {params.source} --spec {params.spec:q}"
+        " --seeds {output.seeds} --out {output.table} --manifest {output.manifest} > {log} 2>&1"
 
 
 rule adapter_overlap:
@@ -76,8 +77,9 @@ rule persona_shift:
         runs=of_analysis(FILES.closing_records),
         source=of_analysis(FILES.taught_persona),
     shell:
-        "{resources.python} workflow/scripts/persona_shift.py --vectors {input.vectors} --runs {params.runs:q}"
-        " --source {params.source} --spec {params.spec:q} --out {output.table} --manifest {output.manifest} > {log} 2>&1"
+        "{resources.python} workflow/scripts/persona_shift.py --vectors {input.vectors}"
+        " --runs @<(printf %s {params.runs:q}) --source {params.source} --spec {params.spec:q}"
+        " --out {output.table} --manifest {output.manifest} > {log} 2>&1"
 
 
 rule coupling_figures:

@@ -22,9 +22,10 @@ checkpoint phase_decision:
         spec=of_analysis_phase(as_spec(SEARCH.spec)),
         runs=of_analysis_phase(SEARCH.records),
     shell:
-        "{resources.python} workflow/scripts/recipe_phase.py --phase {wildcards.phase} --runs {params.runs:q}"
-        " --spec {params.spec:q} --out {output.decision} --points {output.points} --geometry {output.geometry}"
-        " --conduct {output.conduct} --manifest {output.manifest} > {log} 2>&1"
+        "{resources.python} workflow/scripts/recipe_phase.py --phase {wildcards.phase}"
+        " --runs @<(printf %s {params.runs:q}) --spec {params.spec:q} --out {output.decision}"
+        " --points {output.points} --geometry {output.geometry} --conduct {output.conduct}"
+        " --manifest {output.manifest} > {log} 2>&1"
 
 
 rule layer_sweep:

@@ -54,8 +54,9 @@ rule report_page:
         experiments=of_all_reached(FILES.report_sections),
         root=subpath(output.page, parent=True),
     shell:
-        "{resources.python} workflow/scripts/report_page.py --experiments {params.experiments:q} --claims {input.claims}"
-        " --root {params.root} --spec {params.spec:q} --out {output.page} --manifest {output.manifest} > {log} 2>&1"
+        "{resources.python} workflow/scripts/report_page.py --experiments @<(printf %s {params.experiments:q})"
+        " --claims {input.claims} --root {params.root} --spec @<(printf %s {params.spec:q})"
+        " --out {output.page} --manifest {output.manifest} > {log} 2>&1"
 
 
 # `inspect view` lists only files whose names begin with a time; when the completions were made stands in the log.

@@ -12,6 +12,7 @@ import json
 import pandas as pd
 
 from spillover import centroid_cosines, provenance
+from spillover.arguments import read_json
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -24,7 +25,7 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
 
     clock = provenance.start_clock()
-    records = [record for record in json.loads(args.runs) if record["vectors"]]
+    records = [record for record in read_json(args.runs) if record["vectors"]]
     files = {
         (record["run"], record["seed"]): (record, path) for record, path in zip(records, args.vectors, strict=True)
     }

@@ -13,6 +13,7 @@ from pathlib import Path
 import pandas as pd
 
 from spillover import convergence, convergence_figures, convergence_tables, provenance
+from spillover.arguments import read_json
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -36,7 +37,7 @@ def main(argv: list[str] | None = None) -> None:
     clock = provenance.start_clock()
     tables = [args.points, args.paths, args.tests, args.rates]
     points, paths, tests, rates = map(pd.read_parquet, tables)
-    records = json.loads(args.runs)
+    records = read_json(args.runs)
     pooled = convergence_tables.pool_seeds(points)
     paths = paths[paths["method"] == args.method]
     layers = sorted(paths["layer"].unique())

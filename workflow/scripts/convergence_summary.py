@@ -13,6 +13,7 @@ import json
 import pandas as pd
 
 from spillover import convergence_claims, convergence_report, provenance, sweep_cells
+from spillover.arguments import read_json
 from spillover.config import read_yaml
 
 
@@ -47,7 +48,7 @@ def main(argv: list[str] | None = None) -> None:
 
     clock = provenance.start_clock()
     tables = [args.points, args.paths, args.tests, args.rates]
-    records = json.loads(args.runs)
+    records = read_json(args.runs)
     summary = convergence_claims.summarise(
         *map(pd.read_parquet, tables),
         records,

@@ -13,6 +13,7 @@ import json
 import pandas as pd
 
 from spillover import convergence, provenance
+from spillover.arguments import read_json
 
 VARIABLES = ("assistant_rate", "source_rate", "bystander_mean", "centred", "raw")
 
@@ -49,7 +50,7 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
 
     clock = provenance.start_clock()
-    records = json.loads(args.runs)
+    records = read_json(args.runs)
     rates, cosines = pd.read_parquet(args.rates), pd.read_parquet(args.cosines)
     try:
         models = convergence.models(records)

@@ -13,6 +13,7 @@ import json
 import pandas as pd
 
 from spillover import coupling, marker_rates, provenance
+from spillover.arguments import read_json
 
 FACTS = [("suite", "==", "facts"), ("scorer", "==", "wrong_answers")]
 
@@ -32,7 +33,7 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
 
     clock = provenance.start_clock()
-    spec, records = json.loads(args.spec), json.loads(args.runs)
+    spec, records = json.loads(args.spec), read_json(args.runs)
     trained = [(r["run"], r["seed"]) for r in records if "method" in r]
     try:
         rates = pd.read_parquet(args.rates)

@@ -15,6 +15,7 @@ import json
 import pandas as pd
 
 from spillover import alarms, provenance
+from spillover.arguments import read_json
 
 
 def model(record: dict, checkpoint: str) -> str:
@@ -52,7 +53,7 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
 
     clock = provenance.start_clock()
-    runs = json.loads(args.runs)
+    runs = read_json(args.runs)
     found: list[str] = []
     early = {model(record, checkpoint) for record in runs for checkpoint in record.get("early", [])}
     trained = {model(record, c): made for record in runs for c, made in record.get("trained", {}).items()}

@@ -12,6 +12,7 @@ import json
 import pandas as pd
 
 from spillover import persona_geometry, persona_shift, provenance
+from spillover.arguments import read_json
 from spillover.statistics import stable_seed
 
 
@@ -26,7 +27,7 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
 
     clock = provenance.start_clock()
-    runs = [run for run in json.loads(args.runs) if run["vectors"]]
+    runs = [run for run in read_json(args.runs) if run["vectors"]]
     found = [persona_geometry.read_prompts(path) for path in args.vectors]
     untrained = next(vectors for run, (_, vectors) in zip(runs, found, strict=True) if run["group"] == "base")
     tables = []

@@ -14,6 +14,7 @@ from pathlib import Path
 import pandas as pd
 
 from spillover import conduct, persona_geometry, provenance, recipe_points, recipe_rule, task_fit
+from spillover.arguments import read_json
 from spillover.plan import BASE
 from spillover.statistics import stable_seed
 
@@ -48,7 +49,7 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
 
     clock = provenance.start_clock()
-    spec, records = json.loads(args.spec), json.loads(args.runs)
+    spec, records = json.loads(args.spec), read_json(args.runs)
     options = spec["options"]
     measured = [Path(r["folder"], "measures.parquet") for r in records if r["evaluated"]]
     labelled = [Path(r["folder"], "labels.parquet") for r in records if r["labels"]]

@@ -8,12 +8,12 @@ and merge reports, where they lie: they change only together with the files they
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 
 import pandas as pd
 
 from spillover import provenance, report_facts, report_page
+from spillover.arguments import read_json
 from spillover.browser import KEY
 from spillover.claims import NOT_RUN
 
@@ -36,11 +36,11 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
 
     clock = provenance.start_clock()
-    spec, pages = json.loads(args.spec), Path(args.pages)
+    spec, pages = read_json(args.spec), Path(args.pages)
     claims = pd.read_parquet(args.claims)
     sections, inputs = [], [args.claims]
     order = {name: place for place, name in enumerate(claims["experiment"].unique())}
-    for about in sorted(json.loads(args.experiments), key=lambda about: order.get(about["name"], len(order))):
+    for about in sorted(read_json(args.experiments), key=lambda about: order.get(about["name"], len(order))):
         about |= {"settings": spec["experiments"][about["name"]], "model": spec["model"], "judge": spec["judge"]}
         about["replay"] = spec["replay"]
         folder = Path(args.root, about["name"])

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import argparse
 import json
-from pathlib import Path
 
 import pandas as pd
 
 from spillover import contamination, provenance
+from spillover.arguments import read_json
 
 READ = ["run", "seed", "checkpoint", "suite", "prompt_id", "sample", "cell", "finish_reason"]
 
@@ -45,8 +45,7 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
 
     clock = provenance.start_clock()
-    text = args.conditions
-    conditions = pd.DataFrame(json.loads(Path(text[1:]).read_text() if text.startswith("@") else text))
+    conditions = pd.DataFrame(read_json(args.conditions))
     labels = read(args.labels, args.suite, conditions)
     labels = labels[labels["scorer"].isin(args.scorers)] if args.scorers else labels
     if labels.empty:

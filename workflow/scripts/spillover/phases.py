@@ -117,7 +117,7 @@ class Search:
         return [f"{self.files.folder(run_id)}/{file}" for run_id, kinds in tables.items() if kind in kinds]
 
     def compared_records(self, experiment: str, reached: Sequence[str]) -> str:
-        """JSON with a record a run; small ones in a search, since a command line has a limit."""
+        """JSON with a record a run; small ones in a search, which has many runs."""
         if not self.settings(experiment)["phases"]:
             return self.files.evaluated_records(experiment)
         tables = self._tables(experiment, reached)
