@@ -155,9 +155,6 @@ class FakeAnthropic:
         posts = [e["body"] for e in self.log if e["method"] == "POST" and e["body"]]
         return [p for b in posts for p in ([r["params"] for r in b["requests"]] if "requests" in b else [b])]
 
-    def messages_asked(self) -> int:
-        return sum(e["method"] == "POST" for e in self.log)
-
     # What the service does with one request
 
     def problem(self, params: dict) -> tuple[int, str, str] | None:

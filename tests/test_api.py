@@ -301,6 +301,41 @@ def test_settings_that_the_service_rejects_are_one_sentence(served):
     assert "temperature" in fatal(served, wrong, BATCHES)
 
 
+@pytest.mark.parametrize("batch_size", [2, 1], ids=["one batch", "two batches"])
+def test_requests_that_were_all_rejected_are_sent_again_once_the_cause_is_mended(monkeypatch, tmp_path, batch_size):
+    settings = replace(BATCHES, batch_size=batch_size)
+    with FakeAnthropic(faults=fates(a="invalid", b="invalid")) as fake:
+        for name, value in fake.environment().items():
+            monkeypatch.setenv(name, value)
+
+        def ask():
+            return api_jobs.obtain(
+                [request("a"), request("b")],
+                tmp_path / "j",
+                PRICES,
+                settings,
+                answer_tokens=lambda r: 1,
+                structured=False,
+            )
+
+        for _ in range(2):  # again before it is mended: the same sentence
+            with pytest.raises(FatalApiError, match="rejects every request"):
+                ask()
+        fake.faults = Faults()
+        answers = ask()
+    assert words(answers, "a") == ("ok", "A") and words(answers, "b") == ("ok", "B")
+    assert sorted(fake.billed.values()) == [1, 1]
+
+
+@pytest.mark.parametrize("settings", [DIRECT, BATCHES], ids=["direct", "batches"])
+def test_a_rejected_text_gets_one_try_a_process_and_never_ends_a_job_that_had_answers(served, settings):
+    served(["good"], settings)
+    for _ in range(2):
+        answers, fake = served(["bad", "good"], settings, faults=fates(bad="invalid"))
+        assert words(answers, "bad")[1].startswith("rejected") and words(answers, "good") == ("ok", "GOOD")
+        assert [text_of(body) for body in fake.bodies()] == ["bad"] and not fake.billed
+
+
 def test_a_service_that_stays_away_is_one_sentence(served):
     assert "Nothing is lost" in fatal(served, ["a"], BATCHES, faults=Faults(http_share=1.0, http_kinds=("503",)))
 

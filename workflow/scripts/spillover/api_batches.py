@@ -46,13 +46,17 @@ class Batches:
                 self.journal.lost(sent.mark)
             elif sent.batch is None:
                 self._find(sent)
-        self.collect()
+        for sent in self._open():
+            self._collect(sent)  # what ended the earlier process may be mended since: what it left is sent again
 
     def collect(self) -> None:
-        """Wait for every batch of the journal that is still open and write its results down."""
-        for sent in [s for s in self.journal.state.open.values() if s.batch]:
-            self._wait(sent.batch)
-            self._collect(sent)
+        """Wait for every open batch and write its results down; raise FatalApiError at what only a person can mend."""
+        for sent in self._open():
+            if sentence := self._collect(sent):
+                raise FatalApiError(sentence)
+
+    def _open(self) -> list[Sending]:
+        return [sent for sent in self.journal.state.open.values() if sent.batch]
 
     def _send(self, chunk: Sequence[Request]) -> None:
         ids = [request.id for request in chunk]
@@ -132,7 +136,12 @@ class Batches:
         except self.service.not_found:
             raise LookupError(batch_id) from None
 
-    def _collect(self, sent: Sending) -> None:
+    def _collect(self, sent: Sending) -> str | None:
+        """Wait for a batch and write its results down; the sentence for a person if only one can mend them, else None.
+
+        A batch rejected whole means wrong settings, not wrong texts, unless they have had a reply before.
+        """
+        self._wait(sent.batch)
         seen: set[str] = set()
         fatal: list[str] = []
         rejected: list[str] = []
@@ -147,9 +156,10 @@ class Batches:
             self.journal.failure(missing, "the batch holds no result for it", sent.batch)
         self.journal.collected(sent.batch)
         if fatal:
-            raise FatalApiError(fatal[0])
-        if len(rejected) == len(sent.ids):  # all of them: then it is the settings, not the texts
-            raise FatalApiError(f"The service rejects every request for {self.service.model!r}: {rejected[0]}.")
+            return fatal[0]
+        if len(rejected) == len(sent.ids) and not self.journal.state.replies:
+            return f"The service rejects every request for {self.service.model!r}: {rejected[0]}."
+        return None
 
     def _read(self, sent: Sending, seen: set[str], fatal: list[str], rejected: list[str]) -> None:
         """Write the results into the journal as they come; read again after a broken connection, nothing is doubled."""

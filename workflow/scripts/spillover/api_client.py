@@ -188,6 +188,8 @@ class Calls:
         self.limit = AdaptiveLimit(service.settings.concurrency)
         self._stop = threading.Event()
         self._answered = threading.Event()
+        if journal.state.replies:
+            self._answered.set()
 
     def run(self, requests: Sequence[Request]) -> None:
         """Send every request until it has a reply, or a failure in the journal."""

@@ -130,10 +130,13 @@ def _send(
     extra: dict[str, Any] = {"model": service.preflight(structured)}
     batches, calls = Batches(service, journal), Calls(service, journal)
     batches.settle()
+    # a rejection is free, and its cause may lie in the account and be mended since: one more try a process
+    for request_id in _rejected(journal.state):
+        del journal.state.failures[request_id]
     by_batch = len(distinct) >= settings.batch_from
     # one round more than attempts: the second try of a truncated answer is a request of its own
     for _ in range(settings.attempts + 1):
-        rejected = {i for i, error in journal.state.failures.items() if error.startswith(REJECTED)}
+        rejected = _rejected(journal.state)
         waiting = [request for request in _waiting(distinct, journal.state) if request.id not in rejected]
         if not waiting:
             break
@@ -143,6 +146,10 @@ def _send(
     if not by_batch:
         extra["calls_in_flight"] = {"fewest_allowed": calls.limit.lowest, "most_allowed": calls.limit.highest}
     return extra
+
+
+def _rejected(state: State) -> set[str]:
+    return {i for i, error in state.failures.items() if error.startswith(REJECTED)}
 
 
 def _chain(request: Request, state: State) -> list[Request]:
