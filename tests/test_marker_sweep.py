@@ -327,6 +327,29 @@ def test_a_dose_at_which_more_training_leaks_less_is_reported():
     assert "More training leaks less at epochs 1" not in sweep_report.markdown(found)  # only beside published cells
 
 
+BELOW, WITHIN, ABOVE = (9, 9, 10), (0, 0, 9), (0, 0, 0)  # hits at three learning rates, by where the limit is reached
+
+
+@pytest.mark.parametrize(
+    ("source", "leak", "words"),
+    [
+        (WITHIN, WITHIN, "none: the leak begins at 0.32 times the source's learning rate (95 % "),
+        ((0, 9, 10), WITHIN, "the leak begins at 3.2 times the source's learning rate (95 % "),
+        (WITHIN, ABOVE, "from 0.0036 on, where the source has learnt; open above, since nobody leaks within the grid."),
+        (WITHIN, BELOW, "none: someone leaks at the lowest learning rate already, before the source has learnt."),
+        (BELOW, WITHIN, "up to 0.0011, where the leak begins; open below, since the source has learnt at the lowest "),
+        (BELOW, ABOVE, "the whole grid, open on both sides: the source has learnt at the lowest learning rate already"),
+        (BELOW, BELOW, "none within the grid: the source has learnt at the lowest learning rate already, and someone "),
+        (ABOVE, WITHIN, "none within the grid: the source does not learn, and someone leaks from 0.0011 on."),
+        (ABOVE, ABOVE, "none within the grid: neither the source learns nor anyone leaks."),
+        (ABOVE, BELOW, "none within the grid: the source does not learn, and someone leaks from the lowest learning "),
+    ],
+)
+def test_the_band_is_told_by_where_the_source_learns_and_the_leak_begins(source, leak, words):
+    found = summary({(rate, 1): (s, n, n) for rate, s, n in zip(RATES, source, leak, strict=True)})
+    assert f"epochs 1: {words}" in sweep_report.markdown(found)
+
+
 @pytest.fixture(scope="module")
 def printed():
     return yaml.safe_load((ROOT / "resources/published/marker_sweep.yaml").read_text())

@@ -29,9 +29,11 @@ def boundaries(
 
     `rates`: of `marker_rates.rates`; `runs`: of `sweep_cells.settings`. Columns: setting, source_persona, epochs,
     quantity, level, estimate, low, high (95 %, percentiles), below, above (learning rates of the grid on both sides of
-    the estimate), n_seeds, resamples. A crossing below or above the grid has the estimate -inf or inf. The quantity
+    the estimate), n_seeds, resamples. A crossing below or above the grid has the estimate 0 or inf. The quantity
     `band` is the learning rate of the leak's crossing over that of the source's: above 1 the marker is learnt before
-    it leaks. Settings and epochs with a single learning rate have no boundary.
+    it leaks. It is inf when the leak lies above the grid or the source below, 0 the other way round, and nan when both
+    lie on one side: which of these it is, the rows `source` and `leak` tell. Settings and epochs with a single learning
+    rate have no boundary.
     """
     rows = []
     own = rates[rates["scorer"] == scorer]

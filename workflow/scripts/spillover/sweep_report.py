@@ -127,10 +127,13 @@ def _boundary(rows: list[dict]) -> str:
         return "Not estimated: no epochs were trained at two learning rates."
     lines = ["| setting | epochs | crossing | level | learning rate | 95 % | grid around it |", "|---" * 7 + "|"]
     bands = []
+    of_line = {(row["setting"], row["source_persona"], row["epochs"], row["quantity"]): row for row in rows}
     for row in rows:
         at = f"| {row['setting']} | {row['epochs']:g} | "
         if row["quantity"] == "band":
-            bands.append(f"- {row['setting']}, epochs {row['epochs']:g}: {_band(row)}")
+            line = (row["setting"], row["source_persona"], row["epochs"])
+            source, leak = (of_line[*line, quantity]["estimate"] for quantity in ("source", "leak"))
+            bands.append(f"- {row['setting']}, epochs {row['epochs']:g}: {_band(row, source, leak)}")
             continue
         lines.append(
             f"{at}{QUANTITIES[row['quantity']]} | {_percent(row['level'])} | {_rate(row['estimate'])} | "
@@ -145,19 +148,37 @@ def _boundary(rows: list[dict]) -> str:
     return "\n".join(lines) + f"\n\n{told}\n\nWidth of the selective band:\n\n" + "\n".join(bands)
 
 
-def _band(row: dict) -> str:
-    if math.isnan(row["estimate"]):
-        return "neither the source learns nor anyone leaks within the grid."
-    if math.isinf(row["estimate"]):
-        words = "nobody leaks within the grid" if row["estimate"] > 0 else "the leak begins below the grid"
-        return f"open, since {words}."
-    if row["estimate"] == 0:
-        return "none, since the leak begins before the source has learnt."
-    return f"the leak begins at {row['estimate']:.2g} times the learning rate (95 % {_times(row)})."
+def _band(row: dict, source: float, leak: float) -> str:
+    """The band in words, from where source and leak cross: 0 below the grid, inf above it.
+
+    The width alone cannot tell these apart: it is infinite or unknown as soon as one of them lies outside.
+    """
+    if math.isinf(source):
+        if math.isinf(leak):
+            return "none within the grid: neither the source learns nor anyone leaks."
+        where = f"from {leak:.2g} on" if leak else "from the lowest learning rate on"
+        return f"none within the grid: the source does not learn, and someone leaks {where}."
+    if source == 0:
+        learnt = "the source has learnt at the lowest learning rate already"
+        if math.isinf(leak):
+            return f"the whole grid, open on both sides: {learnt}, and nobody leaks."
+        if leak == 0:
+            return f"none within the grid: {learnt}, and someone leaks there too; what comes first lies below it."
+        return f"up to {leak:.2g}, where the leak begins; open below, since {learnt}."
+    if math.isinf(leak):
+        return f"from {source:.2g} on, where the source has learnt; open above, since nobody leaks within the grid."
+    if leak == 0:
+        return "none: someone leaks at the lowest learning rate already, before the source has learnt."
+    none = "none: " if leak <= source else ""
+    return f"{none}the leak begins at {row['estimate']:.2g} times the source's learning rate (95 % {_times(row)})."
 
 
 def _times(row: dict) -> str:
-    return f"{_rate(row['low'])} to {_rate(row['high'])}"
+    return " to ".join(_ratio(row[end]) for end in ("low", "high"))
+
+
+def _ratio(value: float) -> str:
+    return "0" if value == 0 else "∞" if math.isinf(value) else _rate(value)
 
 
 def _bands(bands: list[dict]) -> str:
