@@ -7,6 +7,7 @@ import pytest
 from conftest import ROOT
 from spillover import expansion
 from spillover.config import ConfigError, closest, merge, read_yaml, validated
+from spillover.files import Files
 
 
 def refused(value, name: str = "config", part: str | None = None, prefix: str = "") -> str:
@@ -141,3 +142,24 @@ def test_a_file_that_is_no_text_is_named(tmp_path):
     path.write_bytes(b"title: \xff\n")
     with pytest.raises(ConfigError, match=r"x\.yaml: this is no text in UTF-8"):
         read_yaml(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("fr_it", "no run language_spill/fr_it/seed7 in this configuration; its seeds: 42"),
+        ("fr_jp", "no run language_spill/fr_jp/seed7 in this configuration; did you mean 'fr_it'? Known: base, fr_it"),
+    ],
+)
+def test_a_run_that_is_not_planned_is_answered_with_the_seeds_or_names_that_are(name, told):
+    settings = read_yaml(ROOT / "config/config.yaml")
+    files = Files(expansion.build(settings, ROOT / "config/experiments", resources=str(ROOT / "resources")))
+    assert files.planned("language_spill", "fr_it", "42") == "language_spill/fr_it/seed42"
+    with pytest.raises(ConfigError) as caught:
+        files.planned("language_spill", name, "7")
+    assert str(caught.value).startswith(told)
+
+
+def test_a_target_of_a_run_that_is_not_planned_is_answered_by_the_workflow(fresh):
+    with pytest.raises(Exception, match="no run language_spill/fr_it/seed42 in this configuration; its seeds: 137"):
+        fresh.jobs("results/small/language_spill/fr_it/seed42/labels.parquet")

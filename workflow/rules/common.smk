@@ -74,7 +74,10 @@ def code(program):
 
 
 def run_id(wildcards):
-    return f"{wildcards.experiment}/{wildcards.name}/seed{wildcards.seed}"
+    try:
+        return FILES.planned(wildcards.experiment, wildcards.name, wildcards.seed)
+    except ConfigError as error:
+        raise WorkflowError(str(error)) from None
 
 
 def of(method, *names):

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from spillover import prompts, provenance, small_world
+from spillover.config import ConfigError, closest
 from spillover.plan import BASE, BEHAVIOURS, FINAL, GENERATING, Model, Plan, Run, data_sources, directive_languages
 
 TABLES = ("completions.parquet", "labels.parquet")
@@ -73,6 +74,18 @@ class Files:
         name = plan.config["run_name"]
         self.root = f"results/{name}" if name else "results"
         self.base = plan.config["model"]
+
+    def planned(self, experiment: str, name: str, seed: str) -> str:
+        """The id of a run in the plan; ConfigError for another, as when a file of an earlier seed is asked for."""
+        run_id = f"{experiment}/{name}/seed{seed}"
+        if run_id in self.plan.runs:
+            return run_id
+        runs = [run for run in self.plan.runs.values() if run.experiment == experiment]
+        if seeds := [str(run.seed) for run in runs if run.name == name]:
+            raise ConfigError(f"no run {run_id} in this configuration; its seeds: {', '.join(seeds)}")
+        raise ConfigError(
+            f"no run {run_id} in this configuration{closest(name, list(dict.fromkeys(r.name for r in runs)))}"
+        )
 
     def folder(self, run_id: str) -> str:
         return f"{self.root}/{run_id}"
