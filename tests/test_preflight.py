@@ -90,6 +90,20 @@ def test_a_run_stops_with_the_sentence_and_a_dry_run_does_not(fresh):
     assert not (fresh.path / target).exists()
 
 
+def test_a_job_that_needs_more_gpus_than_the_run_may_use_stops_it(fresh):
+    assert preflight.too_few_gpus({"train": 1, "train_full": 4}, 4) is None
+    assert preflight.too_few_gpus({"train": 1, "train_full": 4}, None) is None
+    assert preflight.too_few_gpus({}, 1) is None
+    assert preflight.too_few_gpus({"train": 1, "train_full": 4}, 1).startswith("a job of train_full needs 4 GPUs")
+    target = "results/small/language_spill/base/seed137/completions.parquet"
+    (fresh.path / "two.yaml").write_text("resources: {gpu: 2}")
+    command = [sys.executable, "-m", "snakemake", "--cores", "1", "--configfile", "config/small.yaml", "two.yaml"]
+    command += ["--resources", "gpu=1", "--", target]
+    real = subprocess.run(command, cwd=fresh.path, capture_output=True, text=True)
+    assert real.returncode == 1 and "needs 2 GPUs (resources.gpu, train.gpus), and this run may use 1" in real.stderr
+    assert not (fresh.path / target).exists()
+
+
 OWN_FILE_MISSING = (
     "sources.em.path: there is no file data/bad_advice.jsonl: put it there, or name the file that you have"
     " (config/README.md says which columns it needs)"

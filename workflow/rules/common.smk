@@ -168,6 +168,16 @@ def train_gpus(wildcards):
     return GPU * PLAN.runs[run_id(wildcards)].train["gpus"]
 
 
+def wanted_gpus(jobs):
+    """{rule: the most GPUs that one of its jobs needs}, whatever a limit makes of it."""
+    found = {}
+    for job in jobs:
+        if job.resources.get("gpu"):
+            of_job = train_gpus(job.wildcards) if job.rule.name == "train_full" else GPU
+            found[job.rule.name] = max(found.get(job.rule.name, 0), of_job)
+    return found
+
+
 def stop_before_the_first_job():
     """Called when a run starts: a job that cannot work may come days later.
 
@@ -179,6 +189,7 @@ def stop_before_the_first_job():
     runs = {run_id(job.wildcards) for job in jobs if "seed" in job.wildcards.keys()}
     fetched = {job.wildcards.source for job in jobs if job.rule.name == "source"}
     problem = preflight.unavailable(PLAN, commands, sorted(runs), sorted(fetched))
+    problem = problem or preflight.too_few_gpus(wanted_gpus(jobs), workflow.global_resources.get("gpu"))
     problem = problem or preflight.missing_interpreters(commands)
     calling = {str(job.output[0]): job.rule.name for job in jobs if job.resources.get("api_slots")}
     problem = problem or preflight.missing_key(calling)

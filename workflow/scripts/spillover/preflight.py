@@ -122,6 +122,22 @@ def missing_key(outputs: Mapping[str, str]) -> str | None:
     )
 
 
+def too_few_gpus(wanted: Mapping[str, int], offered) -> str | None:
+    """One sentence where a job of a rule in `wanted` ({rule: GPUs}) needs more than a run offers at a time, else None.
+
+    Snakemake gives such a job what there is, and its processes would share a GPU. `offered` is Snakemake's resource;
+    without one (a cluster) the jobs get what they ask for.
+    """
+    limit = getattr(offered, "value", offered)
+    rule, most = max(wanted.items(), key=lambda item: item[1], default=("", 0))
+    if limit is None or most <= limit:
+        return None
+    return (
+        f"a job of {rule} needs {most} GPUs (resources.gpu, train.gpus), and this run may use {limit}: say how many "
+        f"the box has with --resources gpu={most}, or ask for fewer"
+    )
+
+
 def programs(command: str) -> list[str]:
     """The interpreters in a command: its first word, and what follows the launcher."""
     words = shlex.split(command)
