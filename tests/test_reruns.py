@@ -221,7 +221,7 @@ def test_changed_words_translate_and_score_advice_again_and_nothing_that_reads_n
 
     assert "resources/small_world/sentences.yaml" in words_of("translate") and not words_of("labels")
     fresh.edit(SMALL, lambda c: c.update(translator=by_claude))
-    small(fresh, scorers=["lingua", "advice"])
+    small(fresh, scorers=["langdetect", "lingua", "advice"])
     assert "resources/small_world/advice.yaml" in words_of("labels") and not words_of("translate")
 
 
