@@ -20,6 +20,7 @@ import pandas as pd
 from spillover import (
     advice,
     alignment,
+    api_costs,
     api_jobs,
     behaviours,
     judging,
@@ -88,7 +89,7 @@ def judged(name: str, completions: pd.DataFrame, settings: dict, registry: Regis
 def paid(ledgers: dict[str, dict]) -> dict:
     """What all judges of a job cost together: calls, dollars (None if any is unknown) and tokens."""
     totals = {}
-    for key in ("api_calls", "cost_dollars", "tokens"):
+    for key in api_costs.PAID:
         amounts = [ledger.pop(key) for ledger in ledgers.values()]
         totals[key] = None if None in amounts else sum(amounts)
     return totals if ledgers else {}

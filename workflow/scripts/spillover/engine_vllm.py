@@ -69,9 +69,8 @@ class Vllm:
             ) from None
         self.vllm, self.tokenizer, self.served = vllm, tokenizer, served
         self.stop = tokenizer.convert_tokens_to_ids(engines.END_OF_TURN)
-        self.names = {checkpoint: engines.adapter_name(folder) for checkpoint, folder in served.adapters.items()}
         self.requests = {
-            checkpoint: LoRARequest(lora_name=self.names[checkpoint], lora_int_id=number, lora_path=folder)
+            checkpoint: LoRARequest(lora_name=engines.adapter_name(folder), lora_int_id=number, lora_path=folder)
             for number, (checkpoint, folder) in enumerate(served.adapters.items(), 1)
         }
         self.folder = str(models.local_folder(served.base, served.revision)) if served.merge else ""
@@ -140,7 +139,8 @@ class Vllm:
             k: self.chosen[k] for k in ("enforce_eager", "max_model_len", "max_num_seqs", "gpu_memory_utilization")
         }
         seconds = {f"{key}_seconds": round(value, 1) for key, value in self.seconds.items()}
-        about = {"vllm": self.vllm.__version__, "adapters": self.names} | shown | seconds
+        names = {checkpoint: request.lora_name for checkpoint, request in self.requests.items()}
+        about = {"vllm": self.vllm.__version__, "adapters": names} | shown | seconds
         return about | ({"merges": self.merges} if self.served.merge else {})
 
     def _adapter(self, checkpoint: str | None):

@@ -68,10 +68,10 @@ def build(config: dict, folder: str | Path, where: str = "config/config.yaml", r
                     f"{path}: runs.{run.group}.name: the run {run.id} is made twice (also by group "
                     f"{runs[run.id].group!r}); put every axis of `over` into the name"
                 )
-            _check_source(run, settings, path, known)
             runs[run.id] = run
             if chosen:
                 selected.append(run.id)
+        _check_sources([run for run in runs.values() if run.experiment == name], settings, path, known)
     plan = Plan(config, experiments, runs, selected, known.further_personas)
     _check_parents(plan, files)
     _check_held_out(plan, files)
@@ -216,17 +216,19 @@ def _check_labels(settings: dict, path: Path, config: dict) -> None:
         )
 
 
-def _check_source(run: Run, settings: dict, path: Path, known: Registries) -> None:
+def _check_sources(runs: list[Run], settings: dict, path: Path, known: Registries) -> None:
     """Whose marker a run has is among the personas that it is evaluated on."""
-    source, name = run.fields.get("source"), settings["options"].get("suite", "personas")
-    if settings["analysis"] not in ("marker_sweep", "convergence", "coupling") or name not in run.evaluate:
+    name = settings["options"].get("suite", "personas")
+    marked = [run for run in runs if name in run.evaluate and run.fields.get("source") in known.personas]
+    if settings["analysis"] not in ("marker_sweep", "convergence", "coupling") or not marked:
         return
     evaluated = prompts.personas(settings["suites"][name]["personas"], known.resources)
-    if source in known.personas and source not in evaluated:
-        raise ConfigError(
-            f"{path}: suites.{name}.personas: {source!r}, whose marker {run.name} has, is not evaluated; add it, "
-            "or write everyone"
-        )
+    for run in marked:
+        if (source := run.fields["source"]) not in evaluated:
+            raise ConfigError(
+                f"{path}: suites.{name}.personas: {source!r}, whose marker {run.name} has, is not evaluated; add it, "
+                "or write everyone"
+            )
 
 
 def _check_gold(settings: dict, path: Path, config: dict) -> None:
